@@ -1,0 +1,142 @@
+"""The Qwen2 decoder (and its llama-style sibling without q/k/v biases) with a KV cache.
+
+Shapes: B batch, T new tokens, L cached + new tokens, D hidden size, H query heads, G KV heads, K head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.models.norm import RMSNorm
+
+
+@dataclass(slots=True)
+class KvCache:
+    """Keys and values of every layer so far: lists of [B, G, L, K]."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def extend(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's new keys and values and return all of that layer's."""
+        if layer == len(self.keys):
+            self.keys.append(k_BGTK)
+            self.values.append(v_BGTK)
+        else:
+            self.keys[layer] = torch.cat([self.keys[layer], k_BGTK], dim=2)
+            self.values[layer] = torch.cat([self.values[layer], v_BGTK], dim=2)
+        return self.keys[layer], self.values[layer]
+
+
+def rotary_tables(config: LanguageConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, FP32 [T, K / 2], of plain rotary embeddings.
+
+    The released config's dynamic scaling acts only beyond `max_position_embeddings`; the model was
+    trained without it, so it is left out (see `docs/model.md`).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, device=positions_T.device) / config.head_dim
+    angles_TK = torch.outer(positions_T.float(), 1.0 / config.rope_theta**exponents)
+    return angles_TK.cos(), angles_TK.sin()
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + K / 2), the half-split form of GPT-NeoX and HF."""
+    first, second = x_BHTK.float().chunk(2, dim=-1)
+    rotated = torch.cat([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], dim=-1)
+    return rotated.to(x_BHTK.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Causal grouped-query attention."""
+
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.q_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KvCache | None) -> Tensor:
+        q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), *rotary)
+        k_BGLK = rotate(self._split_heads(self.k_proj(x_BTD)), *rotary)
+        v_BGLK = self._split_heads(self.v_proj(x_BTD))
+        if cache is not None:
+            k_BGLK, v_BGLK = cache.extend(self.layer, k_BGLK, v_BGLK)
+        new, total = q_BHTK.shape[2], k_BGLK.shape[2]
+        mask_TL = None
+        if 1 < new < total:
+            mask_TL = torch.ones(new, total, dtype=torch.bool, device=x_BTD.device).tril(total - new)
+        mixed_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BGLK, v_BGLK, attn_mask=mask_TL, is_causal=1 < new == total, enable_gqa=True
+        )
+        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP with residuals."""
+
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = SelfAttention(config, layer)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = GatedMlp(config)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KvCache | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache)
+        return x_BTD + self.mlp(self.post_attention_norm(x_BTD))
+
+
+class LanguageDecoder(nn.Module):
+    """Embeddings to logits; `lm_head` shares the embedding when the checkpoint ties them."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, embeds_BTD: Tensor, cache: KvCache | None = None) -> Tensor:
+        """Return the normalized hidden states [B, T, D]; rows are right-padded, so causality hides pads."""
+        start = cache.length if cache is not None else 0
+        positions_T = torch.arange(start, start + embeds_BTD.shape[1], device=embeds_BTD.device)
+        rotary = rotary_tables(self.config, positions_T)
+        x_BTD = embeds_BTD
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rotary, cache)
+        return self.norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, vocabulary]."""
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden_BTD, self.embed_tokens.weight)
+        return self.lm_head(hidden_BTD)
