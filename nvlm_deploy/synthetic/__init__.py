@@ -1,0 +1,1 @@
+"""Generated material: documents with questions and answers, and checkpoints of random weights."""
