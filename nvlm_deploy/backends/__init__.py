@@ -1,0 +1,40 @@
+"""Backends: makers and runners of engines behind one small protocol."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from nvlm_deploy.backends.protocol import DecoderSession, KvCache, SessionOptions, VisionSession
+from nvlm_deploy.errors import UsageError, did_you_mean
+
+__all__ = [
+    "DecoderSession",
+    "KvCache",
+    "SessionOptions",
+    "VisionSession",
+    "open_decoder_session",
+    "open_vision_session",
+]
+
+# The modules that run engines; each is imported when an engine of its kind is opened.
+_SESSIONS = {"onnxruntime": "nvlm_deploy.backends.onnxruntime.session"}
+
+
+def open_vision_session(backend: str, path: Path, options: SessionOptions | None = None) -> VisionSession:
+    """Open a vision graph with the backend that made it."""
+    session: VisionSession = _module(backend).OrtVisionSession(path, options or SessionOptions())
+    return session
+
+
+def open_decoder_session(backend: str, path: Path, options: SessionOptions | None = None) -> DecoderSession:
+    """Open a decoder graph with the backend that made it."""
+    session: DecoderSession = _module(backend).OrtDecoderSession(path, options or SessionOptions())
+    return session
+
+
+def _module(backend: str) -> Any:
+    if backend not in _SESSIONS:
+        raise UsageError(f"there is no backend '{backend}'", hint=did_you_mean(backend, _SESSIONS))
+    return importlib.import_module(_SESSIONS[backend])

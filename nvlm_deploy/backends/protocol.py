@@ -1,0 +1,91 @@
+"""What a backend's sessions look like to the runtime. NumPy and the standard library only.
+
+Shapes: B rows of the batch, S new tokens per row (right-padded), P logit positions, V visual tokens of
+the whole batch, D decoder hidden size, T tiles, N visual tokens per tile, I pixels per side of a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How sessions use this machine.
+
+    threads: CPU threads of one session; None uses all that this process may run on.
+    memory: `fast` repacks weights for the CPU when they are loaded. `mapped` leaves them in the file, for
+        models that do not fit into memory: opening takes no time, and quantized models run much slower.
+    prefill_chunk: longer prompts are computed in pieces of so many tokens, which bounds their memory.
+    """
+
+    threads: int | None = None
+    memory: Literal["fast", "mapped"] = "fast"
+    prefill_chunk: int = 512
+
+
+class KvCache(Protocol):
+    """Keys and values of a batch; made by `DecoderSession.new_cache` and advanced by its `run`."""
+
+    lengths: Int32
+    """Tokens in the cache, int32 [B]. Writing smaller numbers into it drops the last tokens."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into each row."""
+
+
+class VisionSession(Protocol):
+    """Tiles to visual tokens."""
+
+    def encode(self, tiles: NDArray[np.uint8]) -> Float32:
+        """RGB tiles uint8 [T, I, I, 3] -> visual tokens float32 [T, N, D]."""
+
+
+class DecoderSession(Protocol):
+    """Token ids and visual tokens to logits."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per row that the engine was built for."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits per position."""
+
+    def new_cache(self, batch: int, capacity: int) -> KvCache:
+        """Return an empty cache for `batch` rows of up to `capacity` tokens."""
+
+    def run(
+        self,
+        input_ids: Int64,
+        new_lengths: Int32,
+        cache: KvCache,
+        visual_tokens: Float32 | None = None,
+        visual_index: Int64 | None = None,
+        logit_positions: Int64 | None = None,
+    ) -> Float32:
+        """Append new tokens to the cache and return logits.
+
+        Args:
+            input_ids: [B, S]; row b has `new_lengths[b]` tokens, at least one, and then padding of any id.
+            new_lengths: [B].
+            cache: its `lengths` grow by `new_lengths`.
+            visual_tokens: [V, D], rows that replace the embeddings of placeholders; None for none.
+            visual_index: [V, 2], (row of the batch, position in `input_ids`) of each of them.
+            logit_positions: [B, P], positions in `input_ids`; None for each row's last token.
+
+        Returns:
+            float32 [B, vocabulary] without `logit_positions`, else [B, P, vocabulary].
+
+        Raises:
+            NvlmError: the tokens do not fit into the cache, or an argument has a wrong shape or value.
+        """

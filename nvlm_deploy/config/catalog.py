@@ -1,0 +1,98 @@
+"""Find recipes, calibration sets and targets by name or by path, and read them strictly."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nvlm_deploy.config.overrides import Override
+from nvlm_deploy.config.validation import explain
+from nvlm_deploy.config.yaml_file import parse_mapping
+from nvlm_deploy.errors import NvlmError, UsageError, did_you_mean
+
+Kind = Literal["recipe", "target", "calibration set"]
+Schema = TypeVar("Schema", bound=BaseModel)
+
+# The mounted package, and the folder that it is mounted from in a source tree.
+_FOLDERS: dict[Kind, tuple[str, str]] = {
+    "recipe": ("nvlm_deploy.catalog.quantization", "quantization"),
+    "target": ("nvlm_deploy.catalog.targets", "engines/targets"),
+    "calibration set": ("nvlm_deploy.catalog.calibration", "calibration"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """One YAML file: where it is, and how errors call it."""
+
+    path: Path
+    label: str
+
+
+def list_names(kind: Kind) -> tuple[str, ...]:
+    """Return the names that the catalog of `kind` ships, sorted."""
+    return tuple(sorted(path.stem for path in _folder(kind).glob("*.yaml")))
+
+
+def find(kind: Kind, name_or_path: str) -> CatalogFile:
+    """Find a shipped file by its name, or any file by a path that ends in .yaml or .yml.
+
+    Raises:
+        UsageError: there is no such name or file; the hint names the nearest ones.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise UsageError(f"the {kind} file {path} does not exist")
+        return CatalogFile(path, str(path))
+    names = list_names(kind)
+    if name_or_path not in names:
+        raise UsageError(
+            f"there is no {kind} '{name_or_path}'",
+            hint=did_you_mean(name_or_path, names) or f"give a name or the path of a {kind} file (.yaml)",
+        )
+    return CatalogFile(_folder(kind) / f"{name_or_path}.yaml", f"{_FOLDERS[kind][1]}/{name_or_path}.yaml")
+
+
+def load_yaml_model(
+    kind: Kind, name_or_path: str, schema: type[Schema], overrides: Sequence[str] = ()
+) -> Schema:
+    """Read one file of a catalog into `schema`, after setting `key.path=value` overrides.
+
+    Raises:
+        UsageError: an unknown name, or an override that the schema refuses.
+        NvlmError: the file is not what the schema says; the message names file and key.
+    """
+    file = find(kind, name_or_path)
+    data = read_yaml(file)
+    applied = [Override.parse(text) for text in overrides]
+    for override in applied:
+        override.apply(data)
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, schema, file.label, applied) from None
+
+
+def read_yaml(file: CatalogFile) -> dict[str, Any]:
+    """Read the mapping that `file` holds, as it is written."""
+    try:
+        text = file.path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NvlmError(f"{file.label} cannot be read: {error}") from None
+    return parse_mapping(text, file.label)
+
+
+def _folder(kind: Kind) -> Path:
+    package, source_folder = _FOLDERS[kind]
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError:
+        # A source tree that is on the path without being installed has no mounts.
+        return Path(__file__).resolve().parents[2] / source_folder
+    return Path(next(iter(module.__path__)))

@@ -1,0 +1,37 @@
+"""Targets: the devices that engines are built for (`engines/targets/*.yaml`)."""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Target(BaseModel):
+    """One device, or one family of devices that runs the same engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    backend: Literal["onnxruntime"]
+    architecture: Literal["x86_64", "aarch64"]
+    max_context: int = Field(ge=1, description="ceiling for prompt and answer together, tokens")
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before building for this target on this machine."""
+        machine = host_architecture()
+        if machine == self.architecture:
+            return ()
+        # An ONNX graph is portable, so this is no error: the engine is only built here.
+        return (
+            f"this machine is {machine} and the target is {self.architecture}: "
+            "the engine can be built here, and its speed has to be measured there",
+        )
+
+
+def host_architecture() -> str:
+    """Return this machine's architecture in the names that targets use."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)

@@ -1,0 +1,119 @@
+"""The vision graph: RGB tiles to visual tokens (InternViT, pixel shuffle and projector of NVLM-D).
+
+Input: `tiles` uint8 [tiles, S, S, 3]. Output: `visual_tokens` float32 [tiles, tokens, D].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from nvlm_deploy.config.model import NvlmConfig, VisionConfig
+from nvlm_deploy.export.graph import GraphBuilder
+from nvlm_deploy.export.weights import WeightReader, WeightSource
+from nvlm_deploy.quantization.plan import QuantizationPlan
+
+# ImageNet statistics of RGB in [0, 1] (preprocessor_config.json of the released model).
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def build_vision(config: NvlmConfig, weights: WeightReader, plan: QuantizationPlan) -> ir.Model:
+    """Build the standard graph of tower, pixel shuffle and projector; weights stay lazy."""
+    builder = GraphBuilder("nvlm_vision", WeightSource(weights, plan))
+    vision, side = config.vision, config.tile_size
+    tiles = builder.input("tiles", ir.DataType.UINT8, ["tiles", side, side, vision.num_channels])
+    x = _embed_patches(builder, vision, _normalize(builder, tiles))
+    for layer in range(vision.num_layers):
+        x = _layer(builder, vision, f"vision.layers.{layer}", x)
+    tokens = _project(builder, config, _pixel_shuffle(builder, vision, x))
+    shape: list[int | str] = ["tiles", config.visual_tokens_per_tile, config.language.hidden_size]
+    builder.output(tokens, "visual_tokens", ir.DataType.FLOAT, shape)
+    return builder.model({"nvlm.part": "vision"})
+
+
+def _normalize(builder: GraphBuilder, tiles: ir.Value) -> ir.Value:
+    """uint8 [T, S, S, 3] -> normalized float32 [T, 3, S, S]."""
+    rgb = builder.op("vision.rgb", "Cast", [tiles], to=ir.DataType.FLOAT)
+    unit = builder.op("vision.unit", "Div", [rgb, builder.constant("vision.255", np.float32(255))])
+    mean = builder.constant("vision.mean", np.array(_MEAN, np.float32))
+    std = builder.constant("vision.std", np.array(_STD, np.float32))
+    centered = builder.op("vision.centered", "Sub", [unit, mean])
+    scaled = builder.op("vision.scaled", "Div", [centered, std])
+    pixels: ir.Value = builder.op("vision.pixels", "Transpose", [scaled], perm=[0, 3, 1, 2])
+    return pixels
+
+
+def _embed_patches(builder: GraphBuilder, config: VisionConfig, pixels: ir.Value) -> ir.Value:
+    """[T, 3, S, S] -> [T, 1 + patches, C]: patch convolution, class token first, position embedding."""
+    name, width, size = "vision.patch_embedding", config.hidden_size, config.patch_size
+    weight = builder.parameter(f"{name}.weight")
+    inputs = [pixels, weight, builder.parameter(f"{name}.bias")]
+    grid = builder.op(name, "Conv", inputs, kernel_shape=[size, size], strides=[size, size])
+    flat = builder.op("vision.flat", "Reshape", [grid, builder.integers(0, width, -1)])
+    patches = builder.op("vision.patches", "Transpose", [flat], perm=[0, 2, 1])
+    count = builder.op("vision.tile_count", "Shape", [pixels], start=0, end=1)
+    class_shape = builder.op("vision.class_shape", "Concat", [count, builder.integers(1, width)], axis=0)
+    token = builder.parameter("vision.class_embedding", (1, 1, width))
+    tokens = builder.op("vision.class_tokens", "Expand", [token, class_shape])
+    sequence = builder.op("vision.sequence", "Concat", [tokens, patches], axis=1)
+    positions = builder.parameter("vision.position_embedding")
+    embedded: ir.Value = builder.op("vision.embedded", "Add", [sequence, positions])
+    return embedded
+
+
+def _layer(builder: GraphBuilder, config: VisionConfig, name: str, x: ir.Value) -> ir.Value:
+    """Pre-norm attention and MLP, each with a learned scale per channel."""
+    mixed = _attention(builder, config, f"{name}.attention", _rms_norm(builder, config, f"{name}.norm1", x))
+    x = _add_scaled(builder, f"{name}.layer_scale1", x, mixed)
+    hidden = builder.linear(f"{name}.mlp.fc1", _rms_norm(builder, config, f"{name}.norm2", x), bias=True)
+    active = builder.op(f"{name}.mlp.gelu", "Gelu", [hidden], approximate="none")
+    return _add_scaled(
+        builder, f"{name}.layer_scale2", x, builder.linear(f"{name}.mlp.fc2", active, bias=True)
+    )
+
+
+def _attention(builder: GraphBuilder, config: VisionConfig, name: str, x: ir.Value) -> ir.Value:
+    """Attention over all positions; q and k are normalized over all heads jointly."""
+    q = _rms_norm(builder, config, f"{name}.q_norm", builder.linear(f"{name}.q_proj", x))
+    k = _rms_norm(builder, config, f"{name}.k_norm", builder.linear(f"{name}.k_proj", x))
+    v = builder.linear(f"{name}.v_proj", x)
+    heads = config.num_heads
+    mixed = builder.op(name, "Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
+    return builder.linear(f"{name}.out_proj", mixed, bias=True)
+
+
+def _rms_norm(builder: GraphBuilder, config: VisionConfig, name: str, x: ir.Value) -> ir.Value:
+    weight = builder.parameter(f"{name}.weight")
+    value: ir.Value = builder.op(name, "RMSNormalization", [x, weight], axis=-1, epsilon=config.norm_eps)
+    return value
+
+
+def _add_scaled(builder: GraphBuilder, name: str, x: ir.Value, branch: ir.Value) -> ir.Value:
+    scaled = builder.op(f"{name}.scaled", "Mul", [branch, builder.parameter(name)])
+    value: ir.Value = builder.op(f"{name}.sum", "Add", [x, scaled])
+    return value
+
+
+def _pixel_shuffle(builder: GraphBuilder, config: VisionConfig, x: ir.Value) -> ir.Value:
+    """Drop the class token and merge 2 x 2 patches: [T, 1 + patches, C] -> [T, patches / 4, 4 C].
+
+    The channels of cell (r, c) are those of patches (2r, 2c), (2r, 2c+1), (2r+1, 2c), (2r+1, 2c+1).
+    """
+    half, width = config.patches_per_side // 2, config.hidden_size
+    ends = [builder.integers(1), builder.integers(config.num_positions), builder.integers(1)]
+    patches = builder.op("projector.patches", "Slice", [x, *ends])
+    rows = builder.op("projector.rows", "Reshape", [patches, builder.integers(-1, half, 2, half, 2 * width)])
+    cells = builder.op("projector.cells", "Transpose", [rows], perm=[0, 1, 3, 2, 4])
+    merged = builder.integers(-1, half * half, 4 * width)
+    shuffled: ir.Value = builder.op("projector.shuffled", "Reshape", [cells, merged])
+    return shuffled
+
+
+def _project(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> ir.Value:
+    norm = [x, builder.parameter("projector.norm.weight"), builder.parameter("projector.norm.bias")]
+    normed = builder.op(
+        "projector.norm", "LayerNormalization", norm, axis=-1, epsilon=config.projector_norm_eps
+    )
+    hidden = builder.linear("projector.fc1", normed)
+    return builder.linear("projector.fc2", builder.op("projector.gelu", "Gelu", [hidden], approximate="none"))

@@ -1,0 +1,1 @@
+"""Recipes: how numbers are stored. One YAML file each, chosen with `--recipe`."""
