@@ -11,8 +11,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from nvlm_deploy.synthetic.shapes import ModelShape
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIER_TIMEOUT_S = {"unit": 30, "integration": 300}
+TINY_SHAPE = ModelShape(
+    tile_size=56,
+    vision_hidden=32,
+    vision_intermediate=64,
+    vision_layers=2,
+    vision_heads=2,
+    hidden=64,
+    intermediate=96,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    vocab_size=320,
+    max_positions=512,
+    bos_token_id=256,
+    eos_token_id=258,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +58,17 @@ def golden_dir() -> Path:
 def shared_data_dir() -> Path:
     """The released model's config and index, and the real vocabulary."""
     return _reference("NVLM_SHARED_DATA_DIR", "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete NVLM-D checkpoint with random weights in six shards, half a megabyte; not to be changed."""
+    from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
+    from nvlm_deploy.synthetic.shapes import released_style_config
+
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write_random_checkpoint(released_style_config(TINY_SHAPE), directory, max_shard_bytes=100_000)
+    return directory
 
 
 def _reference(variable: str, default: str) -> Path:

@@ -2,9 +2,10 @@
 
     python examples/nvlm-d-tiny/train.py --work /tmp/nvlm-d-tiny
 
-Two stages, as the paper's order of things: first the tower and the projector learn to read characters, then
-everything learns to answer questions about pages of up to six tiles and a thumbnail. `train.jsonl` beside this
-file is the log of the run that made the checkpoint here. Killed runs continue from the last saved state.
+In the paper's order: first the tower and the projector learn to see, on one tile; then the decoder
+learns to read out a tile; then to answer questions about pages of up to six tiles and a thumbnail.
+`train.jsonl` beside this file is the log of the run that made the checkpoint here. Killed runs
+continue from the last saved state.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.synthetic.documents import document
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config
 from nvlm_deploy.synthetic.words import WORDS
-from nvlm_deploy.train.batches import Batch, DocumentBatches
+from nvlm_deploy.train.batches import TRANSCRIBE, Batch, DocumentBatches
 from nvlm_deploy.train.glyphs import GlyphHead
 from nvlm_deploy.train.stage import StageProgress, StageSettings, run_stage
 from nvlm_deploy.train.tokenizer import tokenizer_config, train_tokenizer
@@ -48,16 +49,37 @@ SHAPE = ModelShape(
     max_positions=2048,
 )
 STAGES = (
-    StageSettings("read", steps=1500, max_lr=1e-3, min_lr=1e-4, warmup_steps=100, glyph_weight=1.0),
     StageSettings(
-        "answer", steps=6000, max_lr=8e-4, min_lr=8e-4, warmup_steps=200, glyph_weight=0.1, freeze=("vision",)
+        "read", steps=1000, decay_steps=1500, max_lr=1e-3, min_lr=1e-4, warmup_steps=100, glyph_weight=1.0
     ),
-    StageSettings("anneal", steps=500, max_lr=6e-4, min_lr=1e-5, warmup_steps=20, glyph_weight=0.1),
+    StageSettings("transcribe", steps=600, max_lr=1e-3, min_lr=6e-4, warmup_steps=100, glyph_weight=0.5),
+    StageSettings(
+        "answer", steps=1000, max_lr=8e-4, min_lr=6e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
+    ),
+    StageSettings("anneal", steps=400, max_lr=6e-4, min_lr=1e-5, warmup_steps=20, glyph_weight=0.1),
 )
 SHARD_BYTES = 4_000_000
 PAGES_PER_STAGE = 10_000_000
-# Pages a batch, questions about each, batches that are drawn and sorted by size together.
-BATCHES = {"read": (16, 4, 1), "answer": (32, 5, 8), "anneal": (32, 5, 8)}
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What a stage is shown; see `DocumentBatches`."""
+
+    batch_size: int
+    max_questions: int
+    transcripts: float
+    pool: int
+    kinds: tuple[str, ...] = ()
+
+
+PAGES = {
+    # One chart to seven tiles full of text: much to read, little blank paper.
+    "read": Pages(64, 0, 0.0, 1, kinds=("lines",) * 7 + ("chart",)),
+    "transcribe": Pages(64, 0, 1.0, 1, kinds=("lines",)),
+    "answer": Pages(32, 4, 0.3, 8),
+    "anneal": Pages(32, 4, 0.1, 8),
+}
 
 
 def write_config(directory: Path) -> None:
@@ -94,7 +116,7 @@ def _prompt_texts() -> Iterator[str]:
     for tile in range(1, 7):
         yield f"<tile_{tile}><tile_global_thumbnail>"
     for _ in range(50):
-        yield "system\nAnswer the questions.user\nassistant\n<Image></Image>\n"
+        yield f"system\nAnswer the questions.user\nassistant\n<Image></Image>\n{TRANSCRIBE}"
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -121,8 +143,17 @@ def new_model(config: NvlmConfig, seed: int) -> NvlmD:
 def stage_batches(stage: StageSettings, directory: Path, config: NvlmConfig, start: int) -> Iterator[Batch]:
     """Batches drawn by one worker process beside the trainer."""
     builder = PromptBuilder(Tokenizer.from_directory(directory), config)
-    batch_size, max_questions, pool = BATCHES[stage.name]
-    data = DocumentBatches(builder, config, batch_size, start, max_questions, pool)
+    shown = PAGES[stage.name]
+    data = DocumentBatches(
+        builder,
+        config,
+        shown.batch_size,
+        start,
+        shown.max_questions,
+        shown.transcripts,
+        shown.pool,
+        shown.kinds,
+    )
     return iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
 
 
@@ -165,7 +196,7 @@ class Run:
                 self.stage, self.progress = number, StageProgress()
             stage = STAGES[number]
             self.model.requires_grad_(True)
-            first_page = number * PAGES_PER_STAGE + self.progress.step * BATCHES[stage.name][0]
+            first_page = number * PAGES_PER_STAGE + self.progress.step * PAGES[stage.name].batch_size
             batches = stage_batches(stage, self.work / "checkpoint", self.config, first_page)
             run_stage(
                 self.model, self.head, batches, stage, self.progress, self.work / "train.jsonl", self.save
@@ -173,8 +204,12 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="state and log; the result is WORK/checkpoint")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="state and log; the result is WORK/checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--stop-after", choices=[s.name for s in STAGES], default=STAGES[-1].name)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A page to draw on that remembers where each character stands.
+"""A page to draw on that remembers what was written, and where each character stands.
 
 Lengths are in units of 1/112 of a tile, so the same page can be drawn for 112 px and for 448 px tiles.
 """
@@ -45,6 +45,7 @@ class Canvas:
     image: Image.Image = field(init=False)
     draw: ImageDraw.ImageDraw = field(init=False)
     glyphs: list[Glyph] = field(init=False, default_factory=list)
+    words: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         size = (round(self.width * self.scale), round(self.height * self.scale))
@@ -53,7 +54,7 @@ class Canvas:
 
     @classmethod
     def blank(cls, rng: random.Random, columns: int, rows: int, tile_size: int) -> Canvas:
-        """A page whose aspect ratio leads to `columns` x `rows` tiles, never exactly, and seldom in pure white."""
+        """A page whose aspect ratio leads to `columns` x `rows` tiles, never exactly; seldom pure white."""
         light = rng.randint(225, 255)
         background = tuple(min(255, light + rng.randint(-12, 12)) for _ in range(3))
         ink = tuple(rng.randint(0, 90) for _ in range(3))
@@ -73,6 +74,7 @@ class Canvas:
         """Write `text` with its left end at `x` and its line's middle at `y`."""
         font = _font(round(size * self.scale))
         left = x * self.scale
+        self.words.append(text)
         self.draw.text((left, y * self.scale), text, font=font, fill=color or self.ink, anchor="lm")
         for index, character in enumerate(text):
             if character != " ":

@@ -60,7 +60,7 @@ SHAPES: dict[str, ModelShape] = {
 
 
 def released_style_config(shape: ModelShape) -> dict[str, Any]:
-    """Return a `config.json` object with the released file's fields, values and quirks (HF nvidia/NVLM-D-72B)."""
+    """Return a `config.json` object with the fields, values and quirks of HF nvidia/NVLM-D-72B."""
     return {
         "architectures": ["NVLM_D"],
         "auto_map": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,16 @@ from torch.utils.data import IterableDataset
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tiles import TiledImage, normalize_tiles, tile_image
-from nvlm_deploy.synthetic.documents import Document, document
+from nvlm_deploy.synthetic.documents import Document, Exchange, document
 from nvlm_deploy.train.conversation import IGNORED_LABEL, TokenizedConversation, tokenize_conversation
 from nvlm_deploy.train.glyphs import glyph_targets
+
+TRANSCRIBE = "Read the text."
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B conversations about documents of N tiles in all.
+    """B conversations about documents of N tiles in all; pages without questions have none.
 
     `pixels` float32 [N, 3, S, S]; `glyphs` int64 [N, tokens per tile, slots]; `input_ids`, `labels` int64 [B, T];
     `visual_mask` bool [B, T].
@@ -45,40 +47,53 @@ class DocumentBatches(IterableDataset[Batch]):
         batch_size: int,
         start: int = 0,
         max_questions: int = 4,
+        transcripts: float = 0.0,
         pool: int = 1,
+        kinds: tuple[str, ...] = (),
     ) -> None:
-        """`pool` batches are drawn at a time and filled with pages of like size, which saves padding."""
+        """Ask up to `max_questions` questions about a page, and a share `transcripts` of pages for all their text.
+
+        `pool` batches are drawn at a time and filled with pages of like size, which saves padding.
+        """
         self.builder, self.config, self.batch_size = builder, config, batch_size
-        self.start, self.max_questions, self.pool = start, max_questions, pool
+        self.start, self.max_questions, self.transcripts = start, max_questions, transcripts
+        self.pool, self.kinds = pool, kinds
 
     def __iter__(self) -> Iterator[Batch]:
         index = self.start
         while True:
             rng = random.Random(index)
             end = index + self.batch_size * self.pool
-            pages = [document("train", n, self.config.tile_size) for n in range(index, end)]
+            pages = [document("train", n, self.config.tile_size, self.kinds) for n in range(index, end)]
             if self.pool > 1:
                 pages.sort(key=lambda page: page.image.width * page.image.height)
             groups = [pages[i : i + self.batch_size] for i in range(0, len(pages), self.batch_size)]
             rng.shuffle(groups)
             for group in groups:
-                yield collate(group, self.builder, self.config, rng, self.max_questions)
+                yield collate(group, [self._asked(page, rng) for page in group], self.builder, self.config)
             index = end
+
+    def _asked(self, page: Document, rng: random.Random) -> list[Exchange]:
+        asked = rng.sample(page.exchanges, min(self.max_questions, len(page.exchanges)))
+        if rng.random() < self.transcripts:
+            asked.append(Exchange(TRANSCRIBE, page.transcript))
+            rng.shuffle(asked)
+        return asked
 
 
 def collate(
-    pages: list[Document],
+    pages: Sequence[Document],
+    asked: Sequence[Sequence[Exchange]],
     builder: PromptBuilder,
     config: NvlmConfig,
-    rng: random.Random,
-    max_questions: int,
 ) -> Batch:
-    """Tile the pages and tokenize up to `max_questions` random questions about each."""
+    """Tile the pages and tokenize what is asked about each."""
     tiled = [tile_image(page.image, config) for page in pages]
-    conversations = []
-    for page, tiles in zip(pages, tiled, strict=True):
-        asked = rng.sample(page.exchanges, min(max_questions, len(page.exchanges)))
-        conversations.append(tokenize_conversation(builder, asked, len(tiles.tiles)))
+    conversations = [
+        tokenize_conversation(builder, exchanges, len(tiles))
+        for exchanges, tiles in zip(asked, tiled, strict=True)
+        if exchanges
+    ]
     side = config.vision.patches_per_side // 2
     glyphs = [glyph_targets(page.glyphs, tiles.grid, side) for page, tiles in zip(pages, tiled, strict=True)]
     input_ids, labels, visual_mask = _pad(conversations)
@@ -96,7 +111,7 @@ def _all_tiles(tiled: list[TiledImage]) -> npt.NDArray[np.uint8]:
 
 
 def _pad(conversations: list[TokenizedConversation]) -> tuple[Tensor, Tensor, Tensor]:
-    width = max(len(c.input_ids) for c in conversations)
+    width = max((len(c.input_ids) for c in conversations), default=0)
     shape = (len(conversations), width)
     input_ids = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED_LABEL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_deploy.preprocess.prompt import Message, PromptBuilder
+from nvlm_deploy.preprocess import Message, PromptBuilder
 from nvlm_deploy.synthetic.documents import Exchange
 
 IGNORED_LABEL = -100

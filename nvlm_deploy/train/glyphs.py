@@ -1,4 +1,4 @@
-"""Dense supervision for a vision tower that starts from nothing: which characters stand in each visual token's cell.
+"""Dense supervision for a vision tower that starts from nothing: the characters in each visual token's cell.
 
 One short answer per image teaches a new tower to read very slowly. This head, thrown away after training,
 asks every visual token for the characters whose centers lie in its part of the tile, from left to right.

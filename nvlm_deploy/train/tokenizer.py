@@ -22,7 +22,7 @@ SPECIAL_TOKENS = (
 
 
 def train_tokenizer(corpus: Iterable[str], max_vocab_size: int) -> Tokenizer:
-    """Train on `corpus` until nothing is left to merge or the vocabulary is full; special tokens come last."""
+    """Train on `corpus` until nothing is left to merge or the vocabulary is full; special tokens last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,16 @@ def write_checkpoint() -> Callable[..., Path]:
     return _write_checkpoint
 
 
+@pytest.fixture(scope="session")
+def pristine_checkpoint(tmp_path_factory: pytest.TempPathFactory, raw_config: ConfigFactory) -> Path:
+    """A complete checkpoint of the small config in two shards, to be read only."""
+    return _write_checkpoint(tmp_path_factory.mktemp("pristine") / "checkpoint", raw_config())
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path, raw_config: ConfigFactory) -> Path:
-    """A complete checkpoint of the small config in two shards."""
-    return _write_checkpoint(tmp_path / "checkpoint", raw_config())
+def checkpoint(tmp_path: Path, pristine_checkpoint: Path) -> Path:
+    """A copy of the complete checkpoint."""
+    return Path(shutil.copytree(pristine_checkpoint, tmp_path / "checkpoint"))
 
 
 def _random_tensors(config: NvlmConfig, seed: int = 0) -> Tensors:

@@ -186,7 +186,7 @@ def test_warning_filters_are_restored() -> None:
     assert list(warnings.filters) == before
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from([PNG, JPEG, FILES["P, GIF"](), FILES["1"]()]), st.data())
 def test_damaged_files_end_in_an_image_or_in_our_error(data: bytes, draw: st.DataObject) -> None:
     damaged = bytearray(data)

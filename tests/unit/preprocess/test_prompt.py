@@ -212,6 +212,13 @@ def test_history_and_system_message() -> None:
     assert megatron == hf.replace("<|im_end|>", "<|im_end|>\n")
 
 
+def test_only_the_newline_next_to_an_image_is_its_own() -> None:
+    messages = ask(text_part("\nA"), IMAGE, text_part("\n\nB"), text_part("\nC"))
+    text = PromptBuilder(SMALL, CONFIG).build(messages, [1]).text
+    assert "user\n\nA<Image>" in text
+    assert "</Image>\n\nB\nC<|im_end|>" in text
+
+
 def test_the_thumbnail_tag_comes_from_the_config() -> None:
     builder = PromptBuilder(SMALL, replace(CONFIG, thumbnail_tag="<tile_global>"))
     assert "<Image><tile_global><|vision_pad|>" in builder.build("x", [1]).text

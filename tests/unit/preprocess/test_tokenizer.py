@@ -47,13 +47,13 @@ def write_vocabulary(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings_), encoding="utf-8")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXTS)
 def test_encode_equals_joint_tokenization(text: str) -> None:
     assert SMALL.encode(text) == JOINT.encode(text).ids
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXTS)
 def test_text_is_text(text: str) -> None:
     ids = SMALL.encode_text(text)
@@ -62,7 +62,7 @@ def test_text_is_text(text: str) -> None:
         assert ids == JOINT.encode(text).ids
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_split_special_is_a_partition(text: str) -> None:
     pieces = list(SMALL.split_special(text))
@@ -75,6 +75,11 @@ def test_special_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.eos_id == 702
     assert tokenizer.special_id("<|endoftext|>") == 700
     assert tokenizer.size == 706
+
+
+def test_the_longest_special_token_wins() -> None:
+    longer = Tokenizer(edited({"<|vision_start|>": {"content": "<|im_end|>s"}}))
+    assert longer.encode("<|im_end|>s<|im_end|>") == [703, 702]
 
 
 def test_decode_skips_special_tokens_on_demand() -> None:
@@ -150,7 +155,7 @@ def test_a_file_that_is_no_tokenizer(content: bytes, tmp_path: Path) -> None:
         Tokenizer.from_directory(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 767), max_size=40), st.booleans())
 def test_streamed_pieces_join_to_the_whole_text(ids: list[int], skip: bool) -> None:
     stream = SMALL.stream(skip_special_tokens=skip)
@@ -159,7 +164,7 @@ def test_streamed_pieces_join_to_the_whole_text(ids: list[int], skip: bool) -> N
     assert stream.finish() == ""
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(alphabet=st.sampled_from("a é€漢字😀👩\u200d🚀\u0301ß\n"), max_size=12), st.data())
 def test_no_piece_holds_a_broken_character(text: str, draw: st.DataObject) -> None:
     ids = SMALL.encode_text(text)
@@ -171,6 +176,16 @@ def test_no_piece_holds_a_broken_character(text: str, draw: st.DataObject) -> No
     so_far = SMALL.decode(ids[:cut])
     if not so_far.endswith("\ufffd"):
         assert emitted == so_far  # nothing is held back longer than a character takes
+
+
+def test_a_decoder_that_strips_the_start_of_a_text_strips_no_piece() -> None:
+    raw = json.loads(TOKENIZER_FILE.read_text(encoding="utf-8"))
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    raw["decoder"] = {"type": "Sequence", "decoders": [raw["decoder"], strip]}
+    tokenizer = Tokenizer(json.dumps(raw))
+    stream = tokenizer.stream()
+    pieces = [stream.push(token) for token in tokenizer.encode_text(" the end of the text")]
+    assert "".join(pieces) == "the end of the text"
 
 
 def test_an_answer_cut_inside_a_character_ends_like_decode() -> None:

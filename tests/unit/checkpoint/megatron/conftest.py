@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,17 @@ def read_all() -> Callable[[Path], Tensors]:
     return _read_all
 
 
+@pytest.fixture(scope="session")
+def pristine_source(tmp_path_factory: pytest.TempPathFactory, pristine_checkpoint: Path) -> Path:
+    directory = tmp_path_factory.mktemp("pristine") / "megatron"
+    config = NvlmConfig.from_directory(pristine_checkpoint)
+    return _write_megatron(directory, _read_all(pristine_checkpoint), config, 2, [2, 2], 304)
+
+
 @pytest.fixture
-def source(tmp_path: Path, checkpoint: Path, config: NvlmConfig) -> Path:
+def source(tmp_path: Path, pristine_source: Path) -> Path:
     """The small checkpoint as Megatron would have it, TP 2 x PP 2."""
-    return _write_megatron(tmp_path / "megatron", _read_all(checkpoint), config, 2, [2, 2], 304)
+    return Path(shutil.copytree(pristine_source, tmp_path / "megatron"))
 
 
 def _read_all(directory: Path) -> Tensors:
@@ -171,7 +179,7 @@ def _write_megatron(
         for stage, suffix in enumerate(suffixes):
             path = directory / "iter_0012000" / f"mp_rank_{rank:02}{suffix}" / "model_optim_rng.pt"
             path.parent.mkdir(parents=True)
-            torch.save(_rank_content(_stage_state(state, stages, stage), tp), path)
+            torch.save(_rank_content(_stage_state(state, stages, stage), tp, rank == stage == 0), path)
     (directory / "latest_checkpointed_iteration.txt").write_text("12000\n", encoding="utf-8")
     return directory
 
@@ -198,12 +206,14 @@ def _stage_state(state: Tensors, stages: list[int], stage: int) -> dict[str, Any
     return part
 
 
-def _rank_content(state: dict[str, Any], tp: int) -> dict[str, Any]:
-    np_state = np.random.RandomState(1).get_state()
-    return {
+def _rank_content(state: dict[str, Any], tp: int, with_random_state: bool) -> dict[str, Any]:
+    content = {
         "args": argparse.Namespace(tensor_model_parallel_size=tp, params_dtype=torch.bfloat16),
         "checkpoint_version": 3.0,
         "iteration": 12000,
         "model": state,
-        "rng_state": [{"random_rng_state": random.Random(1).getstate(), "np_rng_state": np_state}],
     }
+    if with_random_state:
+        np_state = np.random.RandomState(1).get_state()
+        content["rng_state"] = [{"random_rng_state": random.Random(1).getstate(), "np_rng_state": np_state}]
+    return content

@@ -1,0 +1,69 @@
+# make demo and make test do everything on a fresh machine; they make their own .venv.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The constraints hold for Python 3.11 and newer.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+READY := $(VENV)/.ready
+
+# Linux builds of torch come with gigabytes of CUDA packages unless the CPU build is named.
+TORCH ?= $(if $(filter Linux,$(shell uname -s)),2.13.0+cpu,2.13.0)
+
+DEMO := build/demo
+EXAMPLE := examples/nvlm-d-tiny
+SOURCES = $(shell find nvlm_deploy quantization engines/targets -name '*.py' -o -name '*.yaml')
+
+.PHONY: help setup demo test test-unit test-integration test-memory lint format bench clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(READY) ## Make .venv with the pinned packages and nvlm-deploy in it.
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools
+	$(PIP) 'torch==$(TORCH)' || { \
+	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
+	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
+	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
+	@$(BIN)/python examples/demo.py $(DEMO)/bundle
+
+$(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*.safetensors) $(SOURCES)
+	rm -rf $(DEMO)/bundle
+	$(BIN)/nvlm-build engine $(EXAMPLE) --recipe int4-rtn --target cpu-x86 -o $(DEMO)/bundle
+
+test: test-unit test-integration ## Run both tiers of tests, without the slow ones.
+
+test-unit: $(READY) ## Run the unit tests: under a minute.
+	$(BIN)/python -m pytest tests/unit
+
+test-integration: $(READY) ## Run the integration tests.
+	$(BIN)/python -m pytest tests/integration
+
+test-memory: $(READY) ## Measure the peak memory of an engine build on a 2 GB checkpoint (slow).
+	$(BIN)/python -m pytest -m slow tests/integration/test_memory.py
+
+lint: $(READY) ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure prefill and decode against transformers; prints a table.
+	$(BIN)/nvlm-bench shapes
+
+clean: ## Remove everything that was built, .venv too.
+	rm -rf build dist $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

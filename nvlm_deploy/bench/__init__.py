@@ -1,0 +1,1 @@
+"""Speed beside accuracy: engines against transformers on the same weights, interleaved in one run."""

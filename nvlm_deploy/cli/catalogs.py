@@ -1,0 +1,30 @@
+"""What `recipes` and `targets` have in common: list a catalog, or show one of its files."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import click
+from pydantic import BaseModel
+
+from nvlm_deploy.cli.output import print_json, print_table
+from nvlm_deploy.config.catalog import Kind, find, list_names, load_yaml_model
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def show_catalog(kind: Kind, schema: type[Schema], name: str | None, as_json: bool) -> None:
+    """Print the names and descriptions of a catalog, or the file behind one name."""
+    if name is not None:
+        # Reading it through the schema first: what is shown is what a build would accept.
+        model = load_yaml_model(kind, name, schema)
+        if as_json:
+            print_json(model.model_dump(mode="json"))
+        else:
+            click.echo(find(kind, name).path.read_text(encoding="utf-8"), nl=False)
+        return
+    models = {each: load_yaml_model(kind, each, schema).model_dump(mode="json") for each in list_names(kind)}
+    if as_json:
+        print_json(list(models.values()))
+    else:
+        print_table([(each, str(model["description"])) for each, model in models.items()])

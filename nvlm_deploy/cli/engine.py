@@ -1,0 +1,82 @@
+"""`nvlm-build engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from nvlm_deploy.pipeline.engine import BuildResult
+    from nvlm_deploy.pipeline.plan import EnginePlan
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--recipe", metavar="NAME", required=True, help="How numbers are stored: nvlm-build recipes.")
+@click.option("--target", metavar="NAME", required=True, help="The device: nvlm-build targets.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a value of the recipe (weights.vision.group_size=64) or target (target.max_context=4096).",
+)
+@click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def engine(
+    checkpoint: Path,
+    recipe: str,
+    target: str,
+    overrides: tuple[str, ...],
+    output: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build the engine bundle of a checkpoint.
+
+    CHECKPOINT is a directory in the layout of the released NVLM-D: config.json, safetensors and
+    tokenizer files. BUNDLE must not exist; it appears whole or not at all.
+    """
+    from nvlm_deploy.cli.output import note, print_json, progress_bars
+    from nvlm_deploy.pipeline.engine import build_engine_bundle
+    from nvlm_deploy.pipeline.plan import BuildRequest, plan_engine
+
+    plan = plan_engine(BuildRequest(checkpoint, recipe, target, output, overrides))
+    for text in plan.notes:
+        note(text)
+    if dry_run:
+        print_json(plan.to_dict()) if as_json else _print_plan(plan)
+        return
+    with progress_bars() as progress:
+        result = build_engine_bundle(plan, progress)
+    print_json(result.to_dict()) if as_json else _print_result(plan, result)
+
+
+def _print_plan(plan: EnginePlan) -> None:
+    from nvlm_deploy.cli.output import human_bytes, print_sizes, print_table
+
+    print_table(
+        [
+            ("checkpoint", str(plan.checkpoint)),
+            ("bundle", str(plan.output)),
+            ("recipe", f"{plan.recipe.name}: {plan.recipe.description}"),
+            ("target", f"{plan.target.name}: {plan.target.description}"),
+            ("context", f"{plan.context:,} tokens"),
+            ("disk", f"{human_bytes(plan.disk_needed)} needed, {human_bytes(plan.disk_free)} free"),
+            ("files", ", ".join(plan.files)),
+        ]
+    )
+    click.echo()
+    print_sizes(plan.sizes)
+
+
+def _print_result(plan: EnginePlan, result: BuildResult) -> None:
+    from nvlm_deploy.cli.output import human_bytes, print_sizes
+
+    print_sizes(plan.sizes)
+    click.echo()
+    size = human_bytes(sum(entry.size for entry in result.manifest.files))
+    click.echo(f"{plan.output}: {size}, built in {result.seconds:.1f} s")

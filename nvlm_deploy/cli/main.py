@@ -1,0 +1,76 @@
+"""The programs and their verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nvlm_deploy.cli.frame import LazyGroup, Verb, run_process, run_program
+
+BUILD = LazyGroup(
+    "nvlm-build",
+    {
+        "engine": Verb("nvlm_deploy.cli.engine", "engine", "Build the engine bundle of a checkpoint."),
+        "run": Verb("nvlm_deploy.cli.run", "run", "Answer a prompt, about images if there are any."),
+        "preprocess": Verb(
+            "nvlm_deploy.cli.preprocess",
+            "preprocess",
+            "Show the tiles and token ids of an input, as the model gets them.",
+        ),
+        "inspect": Verb(
+            "nvlm_deploy.cli.inspect", "inspect", "Describe a checkpoint, an engine bundle or a config.json."
+        ),
+        "recipes": Verb("nvlm_deploy.cli.recipes", "recipes", "List the recipes, or show one."),
+        "targets": Verb("nvlm_deploy.cli.targets", "targets", "List the targets, or show one."),
+        "import-megatron": Verb(
+            "nvlm_deploy.cli.import_megatron",
+            "import_megatron",
+            "Convert a Megatron-core checkpoint to the released layout.",
+        ),
+    },
+    "Quantize NVLM checkpoints, build engines for a named device, and run them.\n\n"
+    "Data goes to stdout; progress, notes and errors go to stderr.",
+)
+
+BENCH = LazyGroup(
+    "nvlm-bench",
+    {
+        "shapes": Verb(
+            "nvlm_deploy.cli.bench",
+            "shapes",
+            "Measure engines against transformers on random weights of a named shape.",
+        )
+    },
+    "Measure the speed of engines.",
+)
+
+EVAL = LazyGroup(
+    "nvlm-eval",
+    {
+        "documents": Verb(
+            "nvlm_deploy.cli.evaluate", "documents", "Exact match on held-out generated documents."
+        )
+    },
+    "Measure how right an engine's answers are.",
+)
+
+PROGRAMS = (BUILD, BENCH, EVAL)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line of `nvlm-build` in this process; return its exit code."""
+    return run_program(BUILD, arguments)
+
+
+def main() -> None:
+    """Entry point of `nvlm-build`."""
+    run_process(BUILD)
+
+
+def bench_main() -> None:
+    """Entry point of `nvlm-bench`."""
+    run_process(BENCH)
+
+
+def eval_main() -> None:
+    """Entry point of `nvlm-eval`."""
+    run_process(EVAL)

@@ -1,0 +1,109 @@
+"""Stage: checkpoint -> engine bundle."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nvlm_deploy
+from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
+from nvlm_deploy.config.manifest import (
+    FORMAT_VERSION,
+    EngineManifest,
+    PromptSettings,
+    TilerSettings,
+    collect_files,
+)
+from nvlm_deploy.config.strict_json import to_json
+from nvlm_deploy.pipeline.atomic import atomic_directory
+from nvlm_deploy.pipeline.plan import EnginePlan
+from nvlm_deploy.progress import ProgressCallback, no_progress
+
+# What a bundle's contents depend on.
+_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "pillow", "tokenizers", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished bundle: where it is and what its manifest says."""
+
+    bundle: Path
+    manifest: EngineManifest
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A structure of plain types for JSON."""
+        return {
+            "bundle": str(self.bundle),
+            "seconds": round(self.seconds, 3),
+            "manifest": to_json(self.manifest),
+        }
+
+
+def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progress) -> BuildResult:
+    """Run `plan`. The bundle appears at `plan.output` whole or not at all.
+
+    Raises:
+        UsageError: the output has appeared since the plan was made.
+        NvlmError: the disk is full, or a tensor cannot be stored as planned.
+    """
+    start = time.perf_counter()
+    with atomic_directory(plan.output) as work:
+        _copy_files(plan, work)
+        sections = build_engine(
+            plan.weights,
+            plan.config,
+            plan.quantization,
+            EngineSettings(plan.context),
+            work,
+            lambda part, tensor, done, total: progress(part, done, total),
+        )
+        manifest = _manifest(plan, work, sections, progress)
+        manifest.write(work)
+    return BuildResult(plan.output, manifest, time.perf_counter() - start)
+
+
+def _copy_files(plan: EnginePlan, work: Path) -> None:
+    for name in plan.copied_files:
+        shutil.copyfile(plan.checkpoint / name, work / name)
+    # Not a copy: a checkpoint may hold its tokenizer as vocab.json and merges.txt.
+    plan.tokenizer.save(work)
+
+
+def _manifest(
+    plan: EnginePlan, work: Path, sections: dict[str, Any], progress: ProgressCallback
+) -> EngineManifest:
+    config = plan.config
+    return EngineManifest(
+        format_version=FORMAT_VERSION,
+        project_version=nvlm_deploy.__version__,
+        variant=config.variant,
+        backend=plan.target.backend,
+        recipe=plan.recipe.model_dump(mode="json"),
+        target=plan.target.model_dump(mode="json"),
+        checkpoint_fingerprint=plan.weights.reader.fingerprint(),
+        tool_versions=_tool_versions(),
+        context=plan.context,
+        tiler=TilerSettings(
+            tile_size=config.tile_size,
+            min_tiles=config.min_tiles,
+            max_tiles=config.max_tiles,
+            use_thumbnail=config.use_thumbnail,
+            visual_tokens_per_tile=config.visual_tokens_per_tile,
+        ),
+        prompt=PromptSettings(mode="hf", thumbnail_tag=config.thumbnail_tag),
+        vision=sections["vision"],
+        llm=sections["llm"],
+        sizes=plan.sizes,
+        files=collect_files(work, progress),
+        results={},
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS}}

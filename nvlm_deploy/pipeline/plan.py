@@ -1,0 +1,178 @@
+"""The plan of an engine build: everything that can be known before the first second of work.
+
+`--dry-run` prints the very object that a build runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvlm_deploy.backends.onnxruntime.build import DECODER_PATH, VISION_PATH, EngineSettings, check
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.config.catalog import load_yaml_model
+from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
+from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.target import Target
+from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.pipeline.atomic import check_output
+from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.tokenizer import Tokenizer
+from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
+
+TOKENIZER_NAME = "tokenizer.json"
+# Besides the tokenizer, which a checkpoint may hold in another form and a bundle has in this one.
+COPIED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+
+# Graphs without weights, tables of rotary angles, tokenizer, and what the file system adds.
+_OVERHEAD_BYTES = 64 << 20
+_TARGET_PREFIX = "target."
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What a user asks for: `overrides` are `key.path=value`, for the target with `target.` before them."""
+
+    checkpoint: Path
+    recipe: str
+    target: str
+    output: Path
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """A build that can start. `context` in tokens, `disk_needed` and `disk_free` in bytes."""
+
+    output: Path
+    weights: ModelWeights
+    tokenizer: Tokenizer
+    recipe: Recipe
+    target: Target
+    quantization: QuantizationPlan
+    context: int
+    copied_files: tuple[str, ...]
+    disk_needed: int
+    disk_free: int
+    notes: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.reader.directory
+
+    @property
+    def config(self) -> NvlmConfig:
+        return self.weights.reader.config
+
+    @property
+    def sizes(self) -> tuple[PartSize, ...]:
+        """Bytes of every part's weights before and after."""
+        return tuple(
+            PartSize(part.part, part.before, part.after, part.linear_before, part.linear_after)
+            for part in self.quantization.sizes()
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the bundle's files."""
+        graphs = tuple(path + suffix for path in (VISION_PATH, DECODER_PATH) for suffix in ("", ".data"))
+        return (MANIFEST_NAME, *self.copied_files, TOKENIZER_NAME, *graphs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A structure of plain types for JSON."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "output": str(self.output),
+            "variant": self.config.variant,
+            "backend": self.target.backend,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "target": self.target.model_dump(mode="json"),
+            "context": self.context,
+            "sizes": [{"part": size.part, "before": size.before, "after": size.after} for size in self.sizes],
+            "kept": [
+                {"tensor": name, "format": tensor.storage.format, "reason": tensor.kept}
+                for name, tensor in self.quantization.tensors.items()
+                if tensor.kept
+            ],
+            "files": list(self.files),
+            "disk_needed": self.disk_needed,
+            "disk_free": self.disk_free,
+            "notes": list(self.notes),
+        }
+
+
+def plan_engine(request: BuildRequest) -> EnginePlan:
+    """Check a request against checkpoint, recipe, target and disk; writes nothing.
+
+    Raises:
+        UsageError: an unknown name, a refused override, an output that exists.
+        UnsuitableError: the context cannot hold one image, or the disk has too little room.
+        NvlmError: the checkpoint, its tokenizer or a file of the catalog is not in order.
+    """
+    check_output(request.output)
+    recipe, target = _read_catalogs(request)
+    weights = ModelWeights(CheckpointReader(request.checkpoint))
+    config = weights.reader.config
+    tokenizer = Tokenizer.from_directory(request.checkpoint)
+    context = min(target.max_context, config.language.max_position_embeddings)
+    _check_context(context, config, tokenizer, target)
+    quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
+    check(config, quantization, EngineSettings(context))
+    weights.verify_dummy_heads()
+    copied = tuple(name for name in COPIED_FILES if (request.checkpoint / name).is_file())
+    needed = _OVERHEAD_BYTES + sum(part.after for part in quantization.sizes())
+    return EnginePlan(
+        output=request.output,
+        weights=weights,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        target=target,
+        quantization=quantization,
+        context=context,
+        copied_files=copied,
+        disk_needed=needed,
+        disk_free=_check_disk(request.output, needed),
+        notes=target.notes(),
+    )
+
+
+def _read_catalogs(request: BuildRequest) -> tuple[Recipe, Target]:
+    of_target, of_recipe = _split_overrides(request.overrides)
+    recipe = load_yaml_model("recipe", request.recipe, Recipe, of_recipe)
+    target = load_yaml_model("target", request.target, Target, of_target)
+    return recipe, target
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    of_target = [text.removeprefix(_TARGET_PREFIX) for text in overrides if text.startswith(_TARGET_PREFIX)]
+    of_recipe = [text for text in overrides if not text.startswith(_TARGET_PREFIX)]
+    return of_target, of_recipe
+
+
+def _check_context(context: int, config: NvlmConfig, tokenizer: Tokenizer, target: Target) -> None:
+    """An engine must hold the largest image with an empty question and one token of an answer."""
+    largest = config.max_tiles + 1
+    needed = len(PromptBuilder(tokenizer, config).build("", [largest])) + 1
+    if context < needed:
+        raise UnsuitableError(
+            f"a context of {context:,} tokens cannot hold an image of {largest} tiles ({needed:,} tokens)",
+            hint=f"raise max_context of the target '{target.name}', for example "
+            f"--set target.max_context={needed + 1024}",
+        )
+
+
+def _check_disk(output: Path, needed: int) -> int:
+    place = next(path for path in output.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UnsuitableError(
+            f"the disk that holds {place} has {free / 1e9:.2f} GB free, and the engine takes "
+            f"{needed / 1e9:.2f} GB",
+            hint="free some space, choose an output on another disk, or a recipe with fewer bits",
+        )
+    return free
