@@ -52,9 +52,11 @@ STAGES = (
     StageSettings(
         "read", steps=1000, decay_steps=1500, max_lr=1e-3, min_lr=1e-4, warmup_steps=100, glyph_weight=1.0
     ),
-    StageSettings("transcribe", steps=600, max_lr=1e-3, min_lr=6e-4, warmup_steps=100, glyph_weight=0.5),
     StageSettings(
-        "answer", steps=1000, max_lr=8e-4, min_lr=6e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
+        "transcribe", steps=500, decay_steps=600, max_lr=1e-3, min_lr=6e-4, warmup_steps=100, glyph_weight=0.5
+    ),
+    StageSettings(
+        "answer", steps=1250, max_lr=8e-4, min_lr=6e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
     ),
     StageSettings("anneal", steps=400, max_lr=6e-4, min_lr=1e-5, warmup_steps=20, glyph_weight=0.1),
 )
@@ -77,8 +79,8 @@ PAGES = {
     # One chart to seven tiles full of text: much to read, little blank paper.
     "read": Pages(64, 0, 0.0, 1, kinds=("lines",) * 7 + ("chart",)),
     "transcribe": Pages(64, 0, 1.0, 1, kinds=("lines",)),
-    "answer": Pages(32, 4, 0.3, 8),
-    "anneal": Pages(32, 4, 0.1, 8),
+    "answer": Pages(24, 4, 0.3, 8),
+    "anneal": Pages(24, 4, 0.1, 8),
 }
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints: the released layout in and out, and the Megatron-core layout in."""
+"""Checkpoints: the released layout in and out, and the Megatron-core layout."""
 
+from nvlm_deploy.checkpoint.megatron import import_megatron
+from nvlm_deploy.checkpoint.megatron_export import export_megatron
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.safetensors_file import TensorInfo
@@ -15,6 +17,8 @@ __all__ = [
     "TensorInfo",
     "copy_companion_files",
     "expected_tensors",
+    "export_megatron",
+    "import_megatron",
     "model_shapes",
     "save_model",
     "summarize",

@@ -46,6 +46,11 @@ def export_megatron(
     padded_vocab = -(-language.vocab_size // multiple) * multiple
     rules = megatron_table(reader.config, tensor_parallel, padded_vocab).inverse().rules
     placement = _Placement(language.num_layers // pipeline_parallel, pipeline_parallel)
+    args = argparse.Namespace(
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        padded_vocab_size=padded_vocab,
+    )
     directory = output / f"iter_{iteration:07}"
     for stage in range(pipeline_parallel):
         stage_rules = [rule for rule in rules if placement.stage(_plain_name(rule.targets[0])) == stage]
@@ -53,16 +58,8 @@ def export_megatron(
             suffix = f"_{stage:03}" if pipeline_parallel > 1 else ""
             path = directory / f"mp_rank_{rank:02}{suffix}" / RANK_FILE
             path.parent.mkdir(parents=True)
-            content = {
-                "args": argparse.Namespace(
-                    tensor_model_parallel_size=tensor_parallel,
-                    pipeline_model_parallel_size=pipeline_parallel,
-                    padded_vocab_size=padded_vocab,
-                ),
-                "checkpoint_version": 3.0,
-                "iteration": iteration,
-                "model": _rank_state(reader, stage_rules, rank, placement),
-            }
+            state = _rank_state(reader, stage_rules, rank, placement)
+            content = {"args": args, "checkpoint_version": 3.0, "iteration": iteration, "model": state}
             torch.save(content, path)
     (output / ITERATION_FILE).write_text(str(iteration), encoding="utf-8")
 

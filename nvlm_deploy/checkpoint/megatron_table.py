@@ -54,7 +54,7 @@ def dropped_names(config: NvlmConfig) -> tuple[str, ...]:
 
 
 class _Ranks:
-    """Writes rules over all tensor-parallel ranks; names come with a prefix set by `within`."""
+    """Writes rules over all tensor-parallel ranks; `within` sets what their names begin with."""
 
     def __init__(self, count: int, source: str = "", target: str = "") -> None:
         self.count, self.source, self.target = count, source, target
@@ -71,27 +71,25 @@ class _Ranks:
             )
         return total // self.count
 
-    def same(self, source: str, target: str, *operations: Operation) -> Rule:
-        """A tensor that every rank holds in full."""
-        return self._rule(source, (target,), Unify(self.count), *operations)
-
-    def joined(self, source: str, target: str, dim: int, total: int) -> Rule:
-        """A tensor of length `total` along `dim`, split evenly over the ranks."""
-        return self._rule(source, (target,), self.join(source, dim, total))
-
     def join(self, source: str, dim: int, total: int) -> Concat:
+        """The operation that joins all ranks' parts to a length of `total` along `dim`."""
         return Concat(dim, (self.share(total, f"dimension {dim} of {source}"),) * self.count)
 
-    def _rule(self, source: str, targets: tuple[str, ...], *operations: Operation) -> Rule:
+    def same(self, source: str, target: str, *operations: Operation) -> Rule:
+        """A tensor that every rank holds in full."""
+        return self.rule(source, (target,), Unify(self.count), *operations)
+
+    def joined(self, source: str, target: str, dim: int, total: int) -> Rule:
+        """A tensor that is split evenly over the ranks."""
+        return self.rule(source, (target,), self.join(source, dim, total))
+
+    def rule(self, source: str, targets: tuple[str, ...], *operations: Operation) -> Rule:
+        """All ranks' tensors of one name, in the order of the ranks, through the operations."""
         return Rule(
             tuple(rank_prefix(rank) + self.source + source for rank in range(self.count)),
             tuple(self.target + target for target in targets),
             operations,
         )
-
-    def mixed(self, source: str, targets: tuple[str, ...], *operations: Operation) -> Rule:
-        """A fused tensor that the operations join and take apart."""
-        return self._rule(source, targets, *operations)
 
 
 def _vision_embeddings(ranks: _Ranks, vision: VisionConfig) -> list[Rule]:
@@ -114,7 +112,7 @@ def _vision_layer(ranks: _Ranks, vision: VisionConfig) -> list[Rule]:
     return [
         inside.same("input_layernorm.weight", "norm1.weight"),
         # Rows come head by head as [q, k, v]; released are all q, all k, all v.
-        inside.mixed(
+        inside.rule(
             qkv,
             ("attn.qkv.weight",),
             ranks.join(qkv, 0, 3 * padded),
@@ -154,7 +152,7 @@ def _language_ends(ranks: _Ranks, language: LanguageConfig, padded_vocab: int) -
         tables.append((OUTPUT_LAYER, "language_model.lm_head.weight"))
     return [
         *(
-            ranks.mixed(source, (target,), ranks.join(source, 0, padded_vocab), real_rows)
+            ranks.rule(source, (target,), ranks.join(source, 0, padded_vocab), real_rows)
             for source, target in tables
         ),
         ranks.same("language_model.decoder.final_layernorm.weight", "language_model.model.norm.weight"),
@@ -176,7 +174,7 @@ def _language_layer(ranks: _Ranks, language: LanguageConfig) -> list[Rule]:
         inside.joined("self_attention.linear_proj.weight", "self_attn.o_proj.weight", 1, language.q_size),
         inside.same("mlp.linear_fc1.layer_norm_weight", "post_attention_layernorm.weight"),
         # Every rank holds [its gate rows, its up rows].
-        inside.mixed(
+        inside.rule(
             gate_up,
             ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
             ranks.join(gate_up, 0, 2 * inner),
@@ -195,7 +193,7 @@ def _fused_qkv(inside: _Ranks, language: LanguageConfig, kind: str, columns: tup
     queries = language.q_size // groups
     source = f"self_attention.linear_qkv.{kind}"
     rows = language.q_size + 2 * language.kv_size
-    return inside.mixed(
+    return inside.rule(
         source,
         tuple(f"self_attn.{part}_proj.{kind}" for part in "qkv"),
         inside.join(source, 0, rows),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _LENGTH_BYTES = 8
 # The reference implementation's own limit; a larger length means that the file is something else.
 _MAX_HEADER_BYTES = 100_000_000
-# Files are converted in pieces of this size, so that a cast does not hold a tensor twice.
+# Tensors are cast in pieces of this size, so that a cast does not hold a tensor twice.
 _CHUNK_BYTES = 16 * 1024 * 1024
 
 
@@ -86,13 +86,13 @@ def read_header(path: Path) -> ShardHeader:
     return ShardHeader(tensors, raw, file_size)
 
 
-def _read_raw_header(path: Path, prefix: bytes, file_size: int, read: Any) -> bytes:
+def _read_raw_header(path: Path, prefix: bytes, file_size: int, read: Callable[[int], bytes]) -> bytes:
     if len(prefix) < _LENGTH_BYTES:
         raise _truncated(path, file_size, _LENGTH_BYTES)
     (length,) = struct.unpack("<Q", prefix)
     if length > _MAX_HEADER_BYTES:
         raise NvlmError(f"{path} is not a safetensors file: it promises a header of {length:,} bytes")
-    raw: bytes = read(length)
+    raw = read(length)
     if len(raw) < length:
         raise _truncated(path, file_size, _LENGTH_BYTES + length)
     return raw

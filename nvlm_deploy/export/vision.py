@@ -11,11 +11,8 @@ import onnx_ir as ir
 from nvlm_deploy.config.model import NvlmConfig, VisionConfig
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.export.weights import WeightReader, WeightSource
+from nvlm_deploy.preprocess.tiles import IMAGENET_MEAN, IMAGENET_STD
 from nvlm_deploy.quantization.plan import QuantizationPlan
-
-# ImageNet statistics of RGB in [0, 1] (preprocessor_config.json of the released model).
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 def build_vision(config: NvlmConfig, weights: WeightReader, plan: QuantizationPlan) -> ir.Model:
@@ -36,8 +33,8 @@ def _normalize(builder: GraphBuilder, tiles: ir.Value) -> ir.Value:
     """uint8 [T, S, S, 3] -> normalized float32 [T, 3, S, S]."""
     rgb = builder.op("vision.rgb", "Cast", [tiles], to=ir.DataType.FLOAT)
     unit = builder.op("vision.unit", "Div", [rgb, builder.constant("vision.255", np.float32(255))])
-    mean = builder.constant("vision.mean", np.array(_MEAN, np.float32))
-    std = builder.constant("vision.std", np.array(_STD, np.float32))
+    mean = builder.constant("vision.mean", np.array(IMAGENET_MEAN, np.float32))
+    std = builder.constant("vision.std", np.array(IMAGENET_STD, np.float32))
     centered = builder.op("vision.centered", "Sub", [unit, mean])
     scaled = builder.op("vision.scaled", "Div", [centered, std])
     pixels: ir.Value = builder.op("vision.pixels", "Transpose", [scaled], perm=[0, 3, 1, 2])

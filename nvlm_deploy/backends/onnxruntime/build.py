@@ -104,7 +104,7 @@ def _describe_vision(config: NvlmConfig, model: ir.Model) -> dict[str, Any]:
 
 def _describe_decoder(config: NvlmConfig, model: ir.Model, settings: EngineSettings) -> dict[str, Any]:
     language = config.language
-    cache = ("past_", "present_")
+    cache = ("past_key.", "past_value.", "present_key.", "present_value.")
     return {
         "model": DECODER_PATH,
         "data": f"{DECODER_PATH}.data",

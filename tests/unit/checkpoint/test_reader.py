@@ -77,8 +77,7 @@ def test_recomputed_buffers_are_dropped(
 ) -> None:
     raw = raw_config()
     tensors = random_tensors(NvlmConfig.from_dict(raw))
-    dropped = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
-    tensors[dropped] = torch.ones(2)
+    tensors[dropped := "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
     assert dropped not in CheckpointReader(write_checkpoint(tmp_path / "c", raw, tensors)).names()
 
 

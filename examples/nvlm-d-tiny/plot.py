@@ -1,0 +1,37 @@
+"""Draw `curve.png` from `train.jsonl`: python examples/nvlm-d-tiny/plot.py (needs the `plots` extra)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+CURVES = {"glyphs_read": "characters placed right, by the thrown-away head", "tokens_right": "answer tokens right"}
+
+
+def main() -> None:
+    """Plot both shares over the steps of all stages, with the stages' borders."""
+    rows = [json.loads(line) for line in (HERE / "train.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    offsets, total = {}, 0
+    for row in rows:
+        offsets.setdefault(row["stage"], total)
+        total = offsets[row["stage"]] + row["step"]
+    for key, label in CURVES.items():
+        points = [(offsets[row["stage"]] + row["step"], 100 * row[key]) for row in rows if key in row]
+        axes.plot(*zip(*points, strict=True), label=label)
+    for stage, start in offsets.items():
+        axes.axvline(start, color="0.8", linewidth=1)
+        axes.text(start, 103, f" {stage}", color="0.4")
+    axes.set(xlabel="step", ylabel="% of the training batch", ylim=(0, 110), xlim=(0, total))
+    axes.legend(loc="lower right")
+    figure.savefig(HERE / "curve.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

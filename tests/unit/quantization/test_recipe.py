@@ -1,0 +1,50 @@
+"""The schema of recipes, and the recipes that ship."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nvlm_deploy.config.catalog import list_names, load_yaml_model
+from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.errors import NvlmError
+
+
+def test_the_promised_recipes_ship() -> None:
+    assert {"fp32", "fp16", "int8", "int4-rtn", "int4-rtn-g128"} <= set(list_names("recipe"))
+
+
+@pytest.mark.parametrize("name", list_names("recipe"))
+def test_a_shipped_recipe_is_valid_and_named_after_its_file(name: str) -> None:
+    assert load_yaml_model("recipe", name, Recipe).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("weights.language.group_size=48", "no power of two"),
+        ("weights.language.group_size=8", "no power of two"),
+        ("weights.language.format=fp16", "are for integers"),
+        ("weights.language={format: int4}", "needs a group_size"),
+        ("weights.language.format=int5", "weights.language.format"),
+        ("weights.encoder={format: fp16}", "'weights.encoder' is not known"),
+        ("weights.language.activations=int4", "weights.language.activations"),
+        ("kv_cache=int8", "kv_cache"),
+        ("algorithm=none", "have integers"),
+        ("keep=[{match: '*'}]", "'keep.0.reason' is missing"),
+    ],
+)
+def test_an_override_that_makes_no_sense_is_refused(override: str, problem: str) -> None:
+    with pytest.raises(NvlmError, match=problem.replace(".", r"\.")):
+        load_yaml_model("recipe", "int4-rtn", Recipe, [override])
+
+
+def test_no_part_has_a_default(tmp_path: Any) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\ndescription: d\nruns_on: r\nalgorithm: none\nkv_cache: fp32\nkeep: []\n"
+        "weights: {vision: {format: fp16}}\n"
+    )
+    with pytest.raises(NvlmError, match=r"weights\.projector' is missing"):
+        load_yaml_model("recipe", str(path), Recipe)
