@@ -11,7 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-CURVES = {"glyphs_read": "characters placed right, by the thrown-away head", "tokens_right": "answer tokens right"}
+CURVES = {
+    "glyphs_read": "characters placed right, by the thrown-away head",
+    "tokens_right": "answer tokens right",
+}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.models import NvlmD
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
-from nvlm_deploy.synthetic.documents import document
+from nvlm_deploy.synthetic.documents import KINDS, document
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config
 from nvlm_deploy.synthetic.words import WORDS
 from nvlm_deploy.train.batches import TRANSCRIBE, Batch, DocumentBatches
@@ -49,16 +49,20 @@ SHAPE = ModelShape(
     max_positions=2048,
 )
 STAGES = (
+    StageSettings("read", steps=3000, max_lr=1e-3, min_lr=1e-4, warmup_steps=100, glyph_weight=1.0),
     StageSettings(
-        "read", steps=1000, decay_steps=1500, max_lr=1e-3, min_lr=1e-4, warmup_steps=100, glyph_weight=1.0
+        "transcribe",
+        steps=400,
+        max_lr=1e-3,
+        min_lr=8e-4,
+        warmup_steps=100,
+        glyph_weight=0.1,
+        freeze=("vision",),
     ),
     StageSettings(
-        "transcribe", steps=500, decay_steps=600, max_lr=1e-3, min_lr=6e-4, warmup_steps=100, glyph_weight=0.5
+        "answer", steps=1500, max_lr=8e-4, min_lr=3e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
     ),
-    StageSettings(
-        "answer", steps=1250, max_lr=8e-4, min_lr=6e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
-    ),
-    StageSettings("anneal", steps=400, max_lr=6e-4, min_lr=1e-5, warmup_steps=20, glyph_weight=0.1),
+    StageSettings("finetune", steps=800, max_lr=3e-4, min_lr=1e-5, warmup_steps=50, glyph_weight=0.1),
 )
 SHARD_BYTES = 4_000_000
 PAGES_PER_STAGE = 10_000_000
@@ -76,11 +80,11 @@ class Pages:
 
 
 PAGES = {
-    # One chart to seven tiles full of text: much to read, little blank paper.
-    "read": Pages(64, 0, 0.0, 1, kinds=("lines",) * 7 + ("chart",)),
+    # Mostly tiles full of text: much to read, little blank paper.
+    "read": Pages(40, 0, 0.0, 1, kinds=("lines",) * 12 + KINDS),
     "transcribe": Pages(64, 0, 1.0, 1, kinds=("lines",)),
-    "answer": Pages(24, 4, 0.3, 8),
-    "anneal": Pages(24, 4, 0.1, 8),
+    "answer": Pages(24, 4, 0.3, 8, kinds=(*KINDS, "lines")),
+    "finetune": Pages(24, 4, 0.0, 8),
 }
 
 

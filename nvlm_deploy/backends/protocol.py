@@ -29,7 +29,7 @@ class SessionOptions:
 
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
-    prefill_chunk: int = 512
+    prefill_chunk: int = 256
 
 
 class KvCache(Protocol):

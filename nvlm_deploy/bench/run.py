@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -104,19 +105,23 @@ def measure(
         measurement.same_top_token = bool(own_logits.argmax() == logits[0].argmax())
     for number in range(workload.rounds):
         for subject, measurement in zip(subjects, measurements, strict=True):
-            measurement.vision.append(_seconds(lambda s=subject: s.encode(tile)))
-            measurement.prefill.append(_seconds(lambda s=subject: s.prefill(input_ids)))
-            measurement.decode.append(
-                _seconds(lambda s=subject: [s.decode(i) for i in range(workload.decode_tokens)])
-            )
+            with _timed(measurement.vision):
+                subject.encode(tile)
+            with _timed(measurement.prefill):
+                subject.prefill(input_ids)
+            with _timed(measurement.decode):
+                for token in range(workload.decode_tokens):
+                    subject.decode(token)
         on_round(number + 1, workload.rounds)
     return Report(shape, workload, _environment(threads), tuple(measurements))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+@contextmanager
+def _timed(seconds: list[float]) -> Iterator[None]:
+    """Append the block's duration to `seconds`."""
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    yield
+    seconds.append(time.perf_counter() - began)
 
 
 def _speed_up(reference: Sequence[float], own: Sequence[float]) -> float:

@@ -77,7 +77,7 @@ def _build(checkpoint: Path, recipe: str, directory: Path, context: int) -> None
 
 
 class TransformersSubject:
-    """Hugging Face's own Qwen2 and InternVL vision tower in FP32, with NVLM's projector, on the same weights."""
+    """Hugging Face's Qwen2 and InternVL vision tower in FP32, with NVLM's projector, on the same weights."""
 
     name = "transformers fp32"
 
@@ -96,7 +96,7 @@ class TransformersSubject:
     @torch.inference_mode()
     def encode(self, tiles: np.ndarray[Any, np.dtype[np.uint8]]) -> Float32:
         features = self._vision(torch.from_numpy(normalize_tiles(tiles))).last_hidden_state[:, 1:]
-        return self._projector(features)[0].numpy()  # type: ignore[no-any-return]
+        return self._projector(features)[0].numpy()
 
     def prefill(self, input_ids: Int64) -> Float32:
         self._past = None
@@ -109,7 +109,7 @@ class TransformersSubject:
     def _forward(self, ids: torch.Tensor) -> Float32:
         output = self._language(ids, past_key_values=self._past, use_cache=True, logits_to_keep=1)
         self._past = output.past_key_values
-        return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
+        return output.logits[0, -1].numpy()
 
 
 _QWEN2_NAMES = {

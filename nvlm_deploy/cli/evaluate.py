@@ -32,13 +32,7 @@ def documents(source: Path, count: int, start: int, as_json: bool) -> None:
     answer = open_answerer(source)
     pages = samples("heldout", count, start, NvlmConfig.from_directory(source).tile_size)
     with progress_bars() as progress:
-
-        def tracked():  # type: ignore[no-untyped-def]
-            for number, page in enumerate(pages, start=1):
-                yield page
-                progress("documents", number, count)
-
-        report = exact_match(tracked(), answer)
+        report = exact_match(pages, answer, lambda done: progress("documents", done, count))
     print_json(report.to_dict()) if as_json else _print_report(report)
 
 

@@ -49,15 +49,21 @@ class ExactMatch:
         }
 
 
-def exact_match(samples: Iterable[Sample], answer: AnswerFunction) -> ExactMatch:
-    """Ask every sample's question and compare the answers, blank space at the ends aside."""
+def exact_match(
+    samples: Iterable[Sample], answer: AnswerFunction, on_answer: Callable[[int], None] = lambda done: None
+) -> ExactMatch:
+    """Ask every sample's question and compare the answers, blank space at the ends aside.
+
+    `on_answer` is told how many samples have been answered.
+    """
     right: dict[str, int] = {}
     asked: dict[str, int] = {}
     misses = []
-    for sample in samples:
+    for number, sample in enumerate(samples, start=1):
         given = answer(sample).strip()
         asked[sample.kind] = asked.get(sample.kind, 0) + 1
         right[sample.kind] = right.get(sample.kind, 0) + (given == sample.answer)
         if given != sample.answer:
             misses.append(Miss(sample.kind, sample.question, sample.answer, given))
+        on_answer(number)
     return ExactMatch(right, asked, tuple(misses))

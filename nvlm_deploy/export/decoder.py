@@ -22,6 +22,9 @@ from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
 
 CONTEXT_KEY = "nvlm.context_length"
 
+# The first with TensorScatter.
+_OPSET = 24
+
 
 @dataclass(frozen=True, slots=True)
 class _Positions:
@@ -38,7 +41,7 @@ def build_decoder(
     config: LanguageConfig, weights: WeightReader, plan: QuantizationPlan, context_length: int
 ) -> ir.Model:
     """Build the standard graph for at most `context_length` tokens per row; weights stay lazy."""
-    builder = GraphBuilder("nvlm_decoder", WeightSource(weights, plan))
+    builder = GraphBuilder("nvlm_decoder", WeightSource(weights, plan), _OPSET)
     x_BSD = _embed(builder, config)
     positions, caches = _inputs(builder, config, context_length)
     for layer, past in enumerate(caches):

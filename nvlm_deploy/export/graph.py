@@ -18,8 +18,6 @@ from nvlm_deploy.export.weights import (
     zero_point_layout,
 )
 
-# Attention without past inputs exists since 23, TensorScatter since 24.
-STANDARD_OPSET = 24
 _IR_VERSION = 11
 
 Dimension = int | str
@@ -28,7 +26,7 @@ Dimension = int | str
 class GraphBuilder:
     """Appends nodes to one graph; values are named after the node that makes them."""
 
-    def __init__(self, name: str, source: WeightSource, opset: int = STANDARD_OPSET) -> None:
+    def __init__(self, name: str, source: WeightSource, opset: int) -> None:
         self.source = source
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name)
 

@@ -14,10 +14,13 @@ from nvlm_deploy.export.weights import WeightReader, WeightSource
 from nvlm_deploy.preprocess.tiles import IMAGENET_MEAN, IMAGENET_STD
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
+# The first with Attention and RMSNormalization.
+_OPSET = 23
+
 
 def build_vision(config: NvlmConfig, weights: WeightReader, plan: QuantizationPlan) -> ir.Model:
     """Build the standard graph of tower, pixel shuffle and projector; weights stay lazy."""
-    builder = GraphBuilder("nvlm_vision", WeightSource(weights, plan))
+    builder = GraphBuilder("nvlm_vision", WeightSource(weights, plan), _OPSET)
     vision, side = config.vision, config.tile_size
     tiles = builder.input("tiles", ir.DataType.UINT8, ["tiles", side, side, vision.num_channels])
     x = _embed_patches(builder, vision, _normalize(builder, tiles))

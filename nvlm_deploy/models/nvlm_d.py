@@ -1,6 +1,6 @@
 """NVLM-D: visual tokens take the places of placeholder tokens in the decoder's own sequence (paper 4.2).
 
-Shapes: B batch, T tokens, D decoder hidden size, V visual tokens of the whole batch, N tiles of the whole batch.
+Shapes: B batch, T tokens, D decoder hidden size, V visual tokens and N tiles of the whole batch.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ class Answer:
 
     def _held_back(self) -> int:
         """Length of the longest end of the text that may become a stop string."""
-        lengths = (n for stop in self._request.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+        lengths = (
+            n for stop in self._request.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])
+        )
         return max(lengths, default=0)
 
     def _release(self, end: int) -> str:

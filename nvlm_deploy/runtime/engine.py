@@ -1,9 +1,9 @@
 """The engine: a bundle opened for generation.
 
-    from nvlm_deploy import Engine
+from nvlm_deploy import Engine
 
-    engine = Engine.open("bundle")
-    print(engine.generate("What is the total?", images=["receipt.png"]).text)
+engine = Engine.open("bundle")
+print(engine.generate("What is the total?", images=["receipt.png"]).text)
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Engine:
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens and the engine's context is {context}",
                 hint="shorten the prompt, send fewer or less elongated images, or rebuild the engine with "
-                "a larger --context",
+                "a larger context: --set target.max_context=N",
             )
         return min(max_new_tokens, context - len(prompt))
 
@@ -233,7 +233,9 @@ class Engine:
         return tokens
 
 
-def _right_padded(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _right_padded(
+    rows: Sequence[npt.NDArray[np.int64]],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
     padded = np.zeros((len(rows), lengths.max()), dtype=np.int64)
     for row, ids in zip(padded, rows, strict=True):

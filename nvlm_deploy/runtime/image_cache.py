@@ -29,7 +29,9 @@ class ImageCache:
     @staticmethod
     def key(tiles: npt.NDArray[np.uint8]) -> bytes:
         """Digest of uint8 tiles [T, S, S, 3], their number included."""
-        return hashlib.blake2b(tiles, digest_size=16, salt=len(tiles).to_bytes(8, "little")).digest()
+        return hashlib.blake2b(
+            np.ascontiguousarray(tiles).data, digest_size=16, salt=len(tiles).to_bytes(8, "little")
+        ).digest()
 
     def get(self, key: bytes) -> VisualTokens | None:
         """Return the visual tokens [V, D] under `key`, or None."""

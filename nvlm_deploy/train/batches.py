@@ -26,8 +26,8 @@ TRANSCRIBE = "Read the text."
 class Batch:
     """B conversations about documents of N tiles in all; pages without questions have none.
 
-    `pixels` float32 [N, 3, S, S]; `glyphs` int64 [N, tokens per tile, slots]; `input_ids`, `labels` int64 [B, T];
-    `visual_mask` bool [B, T].
+    `pixels` float32 [N, 3, S, S]; `glyphs` int64 [N, tokens per tile, slots]; `input_ids` and `labels`
+    int64 [B, T]; `visual_mask` bool [B, T].
     """
 
     pixels: Tensor
@@ -51,7 +51,7 @@ class DocumentBatches(IterableDataset[Batch]):
         pool: int = 1,
         kinds: tuple[str, ...] = (),
     ) -> None:
-        """Ask up to `max_questions` questions about a page, and a share `transcripts` of pages for all their text.
+        """Ask up to `max_questions` questions a page, and for all the text of a share `transcripts` of pages.
 
         `pool` batches are drawn at a time and filled with pages of like size, which saves padding.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_deploy.preprocess import Message, PromptBuilder
+from nvlm_deploy.preprocess import ContentPart, Message, PromptBuilder
 from nvlm_deploy.synthetic.documents import Exchange
 
 IGNORED_LABEL = -100
@@ -50,6 +50,6 @@ def tokenize_conversation(
     return TokenizedConversation(input_ids, labels, prompt.visual_positions)
 
 
-def _user_content(question: str, first: bool) -> list[dict[str, str]]:
-    text = {"type": "text", "text": f"\n{question}" if first else question}
+def _user_content(question: str, first: bool) -> list[ContentPart]:
+    text: ContentPart = {"type": "text", "text": question}
     return [{"type": "image"}, text] if first else [text]

@@ -21,6 +21,8 @@ CHARACTERS = string.ascii_lowercase + string.digits + "ABCD"
 NUM_SLOTS = 4
 _NO_CHARACTER = len(CHARACTERS)
 _UNKNOWN = -100
+# Most cells are blank paper; at full weight they would drown the characters.
+_BLANK_WEIGHT = 0.2
 
 
 def glyph_targets(glyphs: Sequence[Glyph], grid: tuple[int, int], side: int) -> npt.NDArray[np.int64]:
@@ -55,6 +57,8 @@ class GlyphHead(nn.Module):
         """Return the loss and the share of readable characters that are read right."""
         logits = self.classes(visual_TND).unflatten(-1, (NUM_SLOTS, -1)).flatten(0, 2).float()
         targets = targets_TNS.flatten()
-        loss = F.cross_entropy(logits, targets, ignore_index=_UNKNOWN)
+        weight = logits.new_ones(_NO_CHARACTER + 1)
+        weight[_NO_CHARACTER] = _BLANK_WEIGHT
+        loss = F.cross_entropy(logits, targets, weight, ignore_index=_UNKNOWN)
         readable = (targets != _UNKNOWN) & (targets != _NO_CHARACTER)
         return loss, (logits.argmax(-1) == targets)[readable].float().mean()

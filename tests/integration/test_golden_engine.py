@@ -42,6 +42,8 @@ def test_golden_batch_of_all_images(golden_dir: Path, golden_engine: Engine) -> 
     from nvlm_deploy.runtime import Request
 
     samples = json.loads((golden_dir / "expected.json").read_text())["samples"]
-    requests = [Request(s["question"], [golden_dir / "images" / s["image"]], max_new_tokens=16) for s in samples]
+    requests = [
+        Request(s["question"], [golden_dir / "images" / s["image"]], max_new_tokens=16) for s in samples
+    ]
     results = golden_engine.generate_batch(requests)
     assert [list(result.output_ids) for result in results] == [sample["greedy16"] for sample in samples]

@@ -168,13 +168,11 @@ def _open(path: Path, options: SessionOptions) -> ort.InferenceSession:
     settings.log_severity_level = _ERRORS_ONLY
     settings.intra_op_num_threads = options.threads or _usable_cpus()
     if options.memory == "mapped":
-        # Repacked or converted weights would be copies in memory.
+        # Repacked weights, and casts that the optimizer computes ahead, would be copies in memory.
         settings.add_session_config_entry("session.disable_prepacking", "1")
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        disabled = ["ConstantFolding"] if options.memory == "mapped" else None
-        return ort.InferenceSession(
-            str(path), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
+        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise NvlmError(
             f"{path} cannot be loaded: {str(error).splitlines()[0]}",

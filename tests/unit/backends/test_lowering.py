@@ -31,6 +31,11 @@ FORMS: list[Form] = [
 ]
 
 
+# The oldest release that is known to run the standard decoder; lowered graphs run on older ones.
+ORT_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
+needs_opset_24 = pytest.mark.skipif(ORT_VERSION < (1, 32), reason="this ONNX Runtime has no opset 24")
+
+
 def form_name(form: Form) -> str:
     return "-".join(str(value) for value in form.values())
 
@@ -60,6 +65,7 @@ def test_vision_stays_equal(tmp_path: Path, weights: ModelWeights, form: Form) -
     assert relative_error(lowered, standard) < 2e-6
 
 
+@needs_opset_24
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
 def test_logits_stay_equal(tmp_path: Path, weights: ModelWeights, form: Form) -> None:
     config, plan = weights.reader.config.language, plan_for(weights, form)

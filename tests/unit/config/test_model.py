@@ -20,12 +20,17 @@ def raw() -> dict[str, Any]:
 
 def test_released_config(shared_data_dir: Path) -> None:
     config = NvlmConfig.from_file(shared_data_dir / "nvlm-d-72b.config.json")
-    assert (config.vision.num_heads, config.vision.head_dim, config.vision.padded_hidden_size) == (25, 128, 4096)
+    assert (config.vision.num_heads, config.vision.head_dim, config.vision.padded_hidden_size) == (
+        25,
+        128,
+        4096,
+    )
     assert (config.language.num_kv_heads, config.language.head_dim) == (8, 128)
     assert (config.tile_size, config.visual_tokens_per_tile, config.max_tiles) == (448, 256, 6)
     assert (config.projector_input_size, config.projector_hidden_size) == (12800, 29568)
     assert config.thumbnail_tag == "<tile_global_thumbnail>"
-    assert config.language.qkv_bias and not config.language.tie_word_embeddings
+    assert config.language.qkv_bias
+    assert not config.language.tie_word_embeddings
 
 
 @pytest.mark.parametrize(

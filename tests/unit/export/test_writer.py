@@ -29,7 +29,7 @@ NAME = "language.layers.0.mlp.down_proj.weight"
 
 
 def graph_with(weights: ModelWeights, plan: object, *tensors: StreamedTensor) -> ir.Model:
-    builder = GraphBuilder("test", WeightSource(weights, plan))  # type: ignore[arg-type]
+    builder = GraphBuilder("test", WeightSource(weights, plan), 24)  # type: ignore[arg-type]
     for index, tensor in enumerate(tensors):
         builder._add(f"tensor.{index}", tensor)
     return builder.model({})

@@ -59,7 +59,7 @@ def test_decoder_equals_transformers(tiny_checkpoint: Path) -> None:
             rms_norm_eps=language.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
         )
-    ).eval()
+    )
     renamed = {
         (name if name.startswith("lm_head") else "model." + name)
         .replace("attention.", "self_attn.", 1)

@@ -35,7 +35,8 @@ def test_answers_stand_on_the_page_and_no_tile_edge_cuts_them(index: int) -> Non
     assert all(exchange.answer in words for exchange in page.exchanges)
     assert "".join(words) == "".join(glyph.character for glyph in page.glyphs)
     for glyph in page.glyphs:
-        assert 0 < glyph.x < 1 and 0 < glyph.y < 1
+        assert 0 < glyph.x < 1
+        assert 0 < glyph.y < 1
         for place, tiles, margin in ((glyph.x, columns, MARGIN_X), (glyph.y, rows, MARGIN_Y)):
             edges = [abs(place * tiles - edge) * UNITS_PER_TILE for edge in range(1, tiles)]
             assert all(distance >= margin for distance in edges)

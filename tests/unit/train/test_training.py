@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -52,12 +53,12 @@ def test_glyphs_go_to_their_cells_from_left_to_right() -> None:
     assert (targets[2] == -100).all()
 
 
-def settings(**changes: object) -> StageSettings:
-    values = {"name": "answer", "steps": 6, "max_lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2, "glyph_weight": 0.1}
-    return StageSettings(**{**values, **changes})
+SETTINGS = StageSettings("answer", steps=6, max_lr=1e-2, min_lr=1e-3, warmup_steps=2, glyph_weight=0.1)
 
 
-def train(checkpoint: Path, builder: PromptBuilder, log: Path, stage: StageSettings, stops: list[int]) -> dict:
+def train(
+    checkpoint: Path, builder: PromptBuilder, log: Path, stage: StageSettings, stops: list[int]
+) -> dict[str, torch.Tensor]:
     """Train in several runs, each from the last one's saved state."""
     model, head = load_model(checkpoint), GlyphHead(64)
     torch.manual_seed(0)
@@ -67,7 +68,7 @@ def train(checkpoint: Path, builder: PromptBuilder, log: Path, stage: StageSetti
     for stop in stops:
         data = islice(DocumentBatches(builder, builder.config, 2), progress.step, None)
         saved: list[StageProgress] = []
-        part = StageSettings(**{**{f: getattr(stage, f) for f in stage.__slots__}, "steps": stop, "decay_steps": 6})
+        part = replace(stage, steps=stop, decay_steps=stage.steps)
         run_stage(model, head, data, part, progress, log, saved.append, log_every=1, save_every=stop)
         progress = saved[-1]
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -77,7 +78,7 @@ def test_loss_falls_and_frozen_parts_stand_still(
     tiny_checkpoint: Path, builder: PromptBuilder, tmp_path: Path
 ) -> None:
     before = load_model(tiny_checkpoint).state_dict()
-    after = train(tiny_checkpoint, builder, tmp_path / "log", settings(freeze=("vision",)), [6])
+    after = train(tiny_checkpoint, builder, tmp_path / "log", replace(SETTINGS, freeze=("vision",)), [6])
     rows = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -88,6 +89,6 @@ def test_loss_falls_and_frozen_parts_stand_still(
 def test_resumed_run_equals_uninterrupted(
     tiny_checkpoint: Path, builder: PromptBuilder, tmp_path: Path
 ) -> None:
-    whole = train(tiny_checkpoint, builder, tmp_path / "a", settings(), [6])
-    parts = train(tiny_checkpoint, builder, tmp_path / "b", settings(), [3, 6])
+    whole = train(tiny_checkpoint, builder, tmp_path / "a", SETTINGS, [6])
+    parts = train(tiny_checkpoint, builder, tmp_path / "b", SETTINGS, [3, 6])
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
