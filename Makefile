@@ -26,20 +26,21 @@ help: ## Show this list.
 setup: $(READY) ## Make .venv with the pinned packages and nvlm-deploy in it.
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools
-	$(PIP) 'torch==$(TORCH)' || { \
+	@echo "Setting up $(VENV) with the versions of constraints.txt: once, some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools
+	@$(PIP) 'torch==$(TORCH)' || { \
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	$(PIP) --no-build-isolation --editable '.[dev]'
-	touch $@
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
 	@$(BIN)/python examples/demo.py $(DEMO)/bundle
 
 $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*.safetensors) $(SOURCES)
-	rm -rf $(DEMO)/bundle
+	@rm -rf $(DEMO)/bundle
 	$(BIN)/nvlm-build engine $(EXAMPLE) --recipe int4-rtn --target cpu-x86 -o $(DEMO)/bundle
 
 test: test-unit test-integration ## Run both tiers of tests, without the slow ones.

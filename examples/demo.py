@@ -6,6 +6,7 @@ Runs the same commands that a user would type, and shows them.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,7 @@ SAMPLES = Path(__file__).parent / "nvlm-d-tiny" / "samples" / "samples.jsonl"
 def main(bundle: str) -> None:
     with SAMPLES.open(encoding="utf-8") as lines:
         sample = json.loads(next(lines))
-    image = str(SAMPLES.parent / sample["image"])
+    image = os.path.relpath(SAMPLES.parent / sample["image"])
     show("inspect", bundle)
     show("run", bundle, "--image", image, "--prompt", sample["question"])
     print(f"\nThe right answer: {sample['answer']}")

@@ -16,7 +16,7 @@ from nvlm_deploy.backends import SessionOptions, open_decoder_session, open_visi
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
 from nvlm_deploy.backends.protocol import Float32, Int64
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
-from nvlm_deploy.config.catalog import load_yaml_model
+from nvlm_deploy.config.model import LanguageConfig, VisionConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.models import Projector
 from nvlm_deploy.preprocess import normalize_tiles
@@ -45,8 +45,8 @@ class Subject(Protocol):
 class EngineSubject:
     """An engine of `recipe`, built from `checkpoint` into `directory` unless it is there."""
 
-    def __init__(self, checkpoint: Path, recipe: str, directory: Path, context: int, threads: int) -> None:
-        self.name = recipe
+    def __init__(self, checkpoint: Path, recipe: Recipe, directory: Path, context: int, threads: int) -> None:
+        self.name = recipe.name
         if not (directory / "llm").exists():
             _build(checkpoint, recipe, directory, context)
         self.weight_bytes = sum(path.stat().st_size for path in directory.rglob("*.data"))
@@ -69,10 +69,10 @@ class EngineSubject:
         return self._decoder.run(np.array([[token]]), np.ones(1, dtype=np.int32), self._cache)[0]
 
 
-def _build(checkpoint: Path, recipe: str, directory: Path, context: int) -> None:
+def _build(checkpoint: Path, recipe: Recipe, directory: Path, context: int) -> None:
     weights = ModelWeights(CheckpointReader(checkpoint))
     shapes = {name: weights.shape(name) for name in weights.names()}
-    plan = resolve(load_yaml_model("recipe", recipe, Recipe, ()), shapes)
+    plan = resolve(recipe, shapes)
     build_engine(weights, weights.reader.config, plan, EngineSettings(context), directory)
 
 
@@ -84,10 +84,14 @@ class TransformersSubject:
     def __init__(self, checkpoint: Path, threads: int) -> None:
         torch.set_num_threads(threads)
         weights = ModelWeights(CheckpointReader(checkpoint))
+        self._language = _qwen2(weights.reader.config.language)
+        self._vision = _internvl_vision(weights.reader.config.vision)
+        self._projector = Projector(weights.reader.config)
+        # Making the modules draws random weights, which a real load would not do.
         began = time.perf_counter()
-        self._language = _qwen2(weights)
-        self._vision = _internvl_vision(weights)
-        self._projector = _fill(Projector(weights.reader.config), weights, "projector.", {})
+        _fill(self._language, weights, "language.", _QWEN2_NAMES, inner="model.", outer=("lm_head.",))
+        _fill(self._vision, weights, "vision.", _INTERNVL_NAMES)
+        _fill(self._projector, weights, "projector.", {})
         self.load_seconds = time.perf_counter() - began
         models = (self._language, self._vision, self._projector)
         self.weight_bytes = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
@@ -129,10 +133,9 @@ _INTERNVL_NAMES = {
 }
 
 
-def _qwen2(weights: ModelWeights) -> torch.nn.Module:
+def _qwen2(language: LanguageConfig) -> torch.nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    language = weights.reader.config.language
     config = Qwen2Config(
         vocab_size=language.vocab_size,
         hidden_size=language.hidden_size,
@@ -145,14 +148,12 @@ def _qwen2(weights: ModelWeights) -> torch.nn.Module:
         max_position_embeddings=language.max_position_embeddings,
         tie_word_embeddings=language.tie_word_embeddings,
     )
-    model = Qwen2ForCausalLM(config)
-    return _fill(model, weights, "language.", _QWEN2_NAMES, inner="model.", outer=("lm_head.",))
+    return Qwen2ForCausalLM(config)
 
 
-def _internvl_vision(weights: ModelWeights) -> torch.nn.Module:
+def _internvl_vision(vision: VisionConfig) -> torch.nn.Module:
     from transformers import InternVLVisionConfig, InternVLVisionModel
 
-    vision = weights.reader.config.vision
     config = InternVLVisionConfig(
         hidden_size=vision.hidden_size,
         num_hidden_layers=vision.num_layers,
@@ -165,7 +166,7 @@ def _internvl_vision(weights: ModelWeights) -> torch.nn.Module:
         use_qk_norm=True,
         attention_bias=False,
     )
-    return _fill(InternVLVisionModel(config), weights, "vision.", _INTERNVL_NAMES)
+    return InternVLVisionModel(config)
 
 
 def _fill(
@@ -175,7 +176,7 @@ def _fill(
     renames: dict[str, str],
     inner: str = "",
     outer: tuple[str, ...] = (),
-) -> torch.nn.Module:
+) -> None:
     """Load the parameters below `prefix` under the names that `model` uses; every one must be taken."""
     expected = model.state_dict()
     state = {}
@@ -189,4 +190,4 @@ def _fill(
             target = inner + target
         state[target] = weights.read(name, torch.float32).reshape(expected[target].shape)
     model.load_state_dict(state, strict=True)
-    return model.eval()
+    model.eval()

@@ -32,7 +32,7 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), ind
 
 def print_sizes(sizes: Sequence[PartSize]) -> None:
     """Print bytes before (in 16 bits) and after, by part, with the total."""
-    rows = [("weights of", "16 bits", "here", "ratio")]
+    rows = [("weights", "before (16 bits)", "after", "ratio")]
     total = ("total", sum(size.before for size in sizes), sum(size.after for size in sizes))
     for part, before, after in [*((size.part, size.before, size.after) for size in sizes), total]:
         ratio = f"{after / before:.2f}" if before else "-"
