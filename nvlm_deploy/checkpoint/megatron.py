@@ -26,6 +26,7 @@ from nvlm_deploy.checkpoint.weight_table import expected_tensors
 from nvlm_deploy.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, copy_companion_files
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.progress import ProgressCallback, no_progress
 
 ITERATION_FILE = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
@@ -46,7 +47,11 @@ class _Stage:
 
 
 def import_megatron(
-    source: Path, hf_dir: Path, output: Path, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    source: Path,
+    hf_dir: Path,
+    output: Path,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: ProgressCallback = no_progress,
 ) -> None:
     """Convert a Megatron-core checkpoint of NVLM-D into the released layout.
 
@@ -71,7 +76,7 @@ def import_megatron(
     table.check_sources(shapes, where=str(source))
     _check_shapes(source, shapes, table.inverse().target_shapes(expected_tensors(config)))
     _logger.info("importing %s: tensor parallel %d, pipeline parallel %d", source, tensor_parallel, len(grid))
-    with ShardedWriter(output, config, max_shard_bytes) as writer:
+    with ShardedWriter(output, config, max_shard_bytes, progress) as writer:
         for stage in stages:
             _convert_stage(stage, table, writer)
 

@@ -23,6 +23,7 @@ from nvlm_deploy.checkpoint.weight_table import (
 )
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError, did_you_mean
+from nvlm_deploy.progress import ProgressCallback, no_progress
 
 # About the size of the released shards, which hold two decoder layers each.
 DEFAULT_SHARD_BYTES = 4_000_000_000
@@ -59,9 +60,13 @@ class ShardedWriter:
     """
 
     def __init__(
-        self, directory: Path, config: NvlmConfig, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+        self,
+        directory: Path,
+        config: NvlmConfig,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        progress: ProgressCallback = no_progress,
     ) -> None:
-        self.directory = directory
+        self.directory, self._progress = directory, progress
         shards = _plan_shards(released_tensors(config), max_shard_bytes)
         self._places: dict[str, TensorInfo] = {}
         self._written: set[str] = set()
@@ -100,6 +105,7 @@ class ShardedWriter:
         with _disk_errors(self.directory):
             write_elements(self.directory / place.shard, place, tensor)
         self._written.add(name)
+        self._progress("tensors", len(self._written), len(self._places))
 
     def close(self) -> None:
         """Write the index. Raises if a tensor was not written."""

@@ -25,10 +25,11 @@ def import_megatron(source: Path, hf_dir: Path, output: Path, as_json: bool) -> 
     DIR holds iter_*/mp_rank_*/model_optim_rng.pt, of any tensor and pipeline parallelism. The files
     are opened without running any code that is in them.
     """
-    from nvlm_deploy.cli.output import human_bytes, print_json
+    from nvlm_deploy.cli.output import human_bytes, print_json, progress_bars
     from nvlm_deploy.pipeline.convert import convert_megatron
 
-    total = convert_megatron(source, hf_dir, output).total
+    with progress_bars() as progress:
+        total = convert_megatron(source, hf_dir, output, progress).total
     if as_json:
         print_json({"checkpoint": str(output), "tensors": total.tensors, "bytes": total.bytes})
     else:

@@ -56,6 +56,11 @@ class Matrix:
         """Number of quantization groups per row."""
         return self.storage.groups(self.columns)
 
+    def content_key(self, *layout: Hashable) -> Hashable:
+        """Equal for equal bytes: the same numbers, stored in the same way, in the same `layout`."""
+        storage = self.storage
+        return (self.names, storage.format, storage.group_size, storage.symmetric, *layout)
+
     def float_chunks(self) -> Iterator[NDArray[np.float32]]:
         """Yield all rows as float32 [n, K]."""
         step = max(1, _CHUNK_ELEMENTS // self.columns)
@@ -179,7 +184,7 @@ def float_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
 
     dtype = ir.DataType.FLOAT16 if matrix.storage.format == "fp16" else ir.DataType.FLOAT
     shape = (matrix.columns, matrix.rows) if transposed else (matrix.rows, matrix.columns)
-    return StreamedTensor(dtype, shape, chunks, ("float", matrix.names, dtype, transposed), matrix)
+    return StreamedTensor(dtype, shape, chunks, matrix.content_key("floats", transposed), matrix)
 
 
 def code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
@@ -194,7 +199,7 @@ def code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
 
     shape = (matrix.columns, matrix.rows) if transposed else (matrix.rows, matrix.columns)
     return StreamedTensor(
-        _integer_type(storage), shape, chunks, ("codes", matrix.names, storage, transposed), matrix
+        _integer_type(storage), shape, chunks, matrix.content_key("codes", transposed), matrix
     )
 
 
@@ -206,7 +211,7 @@ def scale_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
         yield scales_NJ.T if transposed else scales_NJ
 
     shape = (matrix.groups, matrix.rows) if transposed else (matrix.rows, matrix.groups)
-    key = ("scales", matrix.names, matrix.storage, transposed)
+    key = matrix.content_key("scales", transposed)
     return StreamedTensor(ir.DataType.FLOAT16, shape, chunks, key, matrix)
 
 
@@ -220,7 +225,7 @@ def zero_point_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
         yield pack_nibbles(zeros.reshape(-1)) if storage.bits == 4 else zeros
 
     shape = (matrix.groups, matrix.rows) if transposed else (matrix.rows, matrix.groups)
-    key = ("zero points", matrix.names, storage, transposed)
+    key = matrix.content_key("zero points", transposed)
     return StreamedTensor(_integer_type(storage), shape, chunks, key, matrix)
 
 

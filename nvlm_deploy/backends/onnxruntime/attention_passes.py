@@ -25,7 +25,7 @@ class LowerVisionAttention(ir.passes.InPlacePass):
             mixed = Inserter(model.graph, node).op(
                 f"{node.outputs[0].name}.heads", "MultiHeadAttention", node.inputs, num_heads=heads
             )[0]
-            replace(model.graph, node.outputs[0], mixed)
+            replace(node.outputs[0], mixed)
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -84,9 +84,9 @@ def _lower(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -
     )
     # The standard kernel's heads are joined by a transpose and a reshape; this one joins them itself.
     joined = node.outputs[0].consumers()[0].outputs[0].consumers()[0].outputs[0]
-    replace(graph, joined, mixed)
-    replace(graph, keys.outputs[0], present_key)
-    replace(graph, values.outputs[0], present_value)
+    replace(joined, mixed)
+    replace(keys.outputs[0], present_key)
+    replace(values.outputs[0], present_value)
 
 
 def _cache_heads(past: ir.Value | None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ class LowerActivations(ir.passes.InPlacePass):
         for node in nodes:
             insert = Inserter(model.graph, node)
             active = insert.op(f"{node.outputs[0].name}.quick", "QuickGelu", node.inputs, alpha=1.0)[0]
-            replace(model.graph, node.outputs[0], active)
+            replace(node.outputs[0], active)
         return ir.passes.PassResult(model, bool(nodes))
 
 
@@ -33,7 +33,7 @@ class LowerLinears(ir.passes.InPlacePass):
             if linear is None or not _is_used(graph, linear.y):
                 continue
             y = Inserter(graph, node).linear(f"{linear.name}.lowered", linear.x, linear.matrix, linear.bias)
-            replace(graph, linear.y, y)
+            replace(linear.y, y)
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -48,7 +48,7 @@ class LowerEmbedding(ir.passes.InPlacePass):
             if matrix is None or ids is None:
                 continue
             rows = _gather(Inserter(model.graph, node), str(node.outputs[0].name), matrix, ids)
-            replace(model.graph, node.outputs[0], rows)
+            replace(node.outputs[0], rows)
         return ir.passes.PassResult(model, bool(nodes))
 
 
@@ -79,8 +79,8 @@ class LowerNorms(ir.passes.InPlacePass):
                     outputs=4,
                     epsilon=epsilon,
                 )
-                replace(model.graph, x, total)
-            replace(model.graph, node.outputs[0], normed)
+                replace(x, total)
+            replace(node.outputs[0], normed)
         return ir.passes.PassResult(model, bool(nodes))
 
 

@@ -5,7 +5,7 @@ Shapes: N rows, K columns, J groups per row, G columns per group.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -22,7 +22,7 @@ def block_codes(matrix: Matrix) -> StreamedTensor:
             yield pack_nibbles(chunk.codes_NJG) if storage.bits == 4 else chunk.codes_NJG
 
     shape = (matrix.rows, matrix.groups, storage.group_size * storage.bits // 8)
-    key = _key("codes", matrix, matrix.groups * storage.group_size)
+    key = matrix.content_key("row codes", matrix.groups * storage.group_size)
     return StreamedTensor(ir.DataType.UINT8, shape, chunks, key, matrix)
 
 
@@ -39,7 +39,7 @@ def row_codes(matrix: Matrix) -> StreamedTensor:
             yield pack_nibbles(codes_NK) if storage.bits == 4 else codes_NK
 
     shape = (matrix.rows, -(-matrix.columns * storage.bits // 8))
-    key = _key("codes", matrix, matrix.columns)
+    key = matrix.content_key("row codes", matrix.columns)
     return StreamedTensor(ir.DataType.UINT8, shape, chunks, key, matrix)
 
 
@@ -52,11 +52,4 @@ def packed_zero_points(matrix: Matrix) -> StreamedTensor:
         yield pack_nibbles(zeros_NJ) if storage.bits == 4 else zeros_NJ
 
     shape = (matrix.rows, -(-matrix.groups * storage.bits // 8))
-    return StreamedTensor(
-        ir.DataType.UINT8, shape, chunks, _key("zero points", matrix, matrix.groups), matrix
-    )
-
-
-def _key(kind: str, matrix: Matrix, columns: int) -> Hashable:
-    storage = matrix.storage
-    return ("rows", kind, matrix.names, storage.bits, storage.group_size, storage.symmetric, columns)
+    return StreamedTensor(ir.DataType.UINT8, shape, chunks, matrix.content_key("row zero points"), matrix)

@@ -57,7 +57,7 @@ def match_matrix(value: ir.Value | None) -> Matrix | None:
     return None
 
 
-def replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def replace(old: ir.Value, new: ir.Value) -> None:
     """Let `new` be what `old` was: for all consumers, and as a graph output with its name."""
     if old.is_graph_output():
         old_name = old.name

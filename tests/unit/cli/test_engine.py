@@ -96,16 +96,3 @@ def test_a_bundle_preprocesses_as_its_checkpoint(
     assert run(["preprocess", str(tiny_checkpoint), "--prompt", "Same?", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["input_ids"] == ids
     assert "Same?" in Tokenizer.from_directory(bundle).decode(ids)
-
-
-def test_a_failed_import_leaves_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, output = tmp_path / "megatron", tmp_path / "out" / "checkpoint"
-    source.mkdir()
-    arguments = ["import-megatron", str(source), "--config", str(tiny_checkpoint), "-o", str(output)]
-    assert run(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
