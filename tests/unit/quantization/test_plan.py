@@ -38,7 +38,7 @@ def plan(recipe: str, shape: ModelShape, *overrides: str, tied: bool = False) ->
 def test_matrices_follow_the_recipe_and_the_rest_stays_fp32() -> None:
     resolved = plan("int4-rtn", SMALL)
     assert resolved.storage("language.layers.1.mlp.down_proj.weight") == Storage("int4", 32, True, "int8")
-    assert resolved.storage("vision.layers.0.mlp.fc1.weight") == Storage("int8", 128, True, "int8")
+    assert resolved.storage("vision.layers.0.mlp.fc1.weight") == Storage("int4", 32, True, "int8")
     assert resolved.tensors["language.lm_head.weight"].part == "lm_head"
     for name in (
         "language.layers.0.attention.q_proj.bias",
@@ -60,8 +60,9 @@ def test_sizes_are_those_of_the_formats() -> None:
     assert Storage("int8", 32).nbytes((10, 40)) == 10 * (64 + 4)
 
 
-def test_the_released_model_fits_the_promised_size() -> None:
-    sizes = {part.part: part for part in plan("int4-rtn", SHAPES["nvlm-d-72b"]).sizes()}
+@pytest.mark.parametrize("recipe", ["int4-rtn", "int4-rtn-g128", "int4-rtn-vit-int8"])
+def test_the_released_model_fits_the_promised_size(recipe: str) -> None:
+    sizes = {part.part: part for part in plan(recipe, SHAPES["nvlm-d-72b"]).sizes()}
     linears = [sizes[part] for part in ("vision", "projector", "language", "lm_head")]
     assert sum(p.linear_after for p in linears) <= 0.30 * sum(p.linear_before for p in linears)
     # All parameters without the dummy heads, in 16 bits.
