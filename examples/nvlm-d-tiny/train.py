@@ -82,7 +82,7 @@ class Pages:
 PAGES = {
     # Mostly tiles full of text: much to read, little blank paper.
     "read": Pages(40, 0, 0.0, 1, kinds=("lines",) * 12 + KINDS),
-    "transcribe": Pages(64, 0, 1.0, 1, kinds=("lines",)),
+    "transcribe": Pages(64, 1, 1.0, 1, kinds=("lines", "sign")),
     "answer": Pages(24, 4, 0.3, 8, kinds=(*KINDS, "lines")),
     "finetune": Pages(24, 4, 0.0, 8),
 }

@@ -31,15 +31,16 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     """
     check_output(output)
     made_parents = _make_parents(output.parent)
-    work, lock = None, None
+    # Named before it is made, so that an interruption at any moment knows what to remove.
+    work = output.parent / (_work_prefix(output) + secrets.token_hex(4))
+    lock = None
     try:
-        work, lock = _start(output)
+        lock = _start(output, work)
         yield work
         _sync_tree(work)
         _publish(work, output)
     except BaseException as error:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         _remove_empty(made_parents)
         if is_disk_full(error):
             raise disk_full_error(output.parent) from error
@@ -95,17 +96,16 @@ def remove_stale(output: Path) -> None:
             os.close(lock)
 
 
-def _start(output: Path) -> tuple[Path, int]:
-    """Make and lock the working directory, while no other run can look at it half made."""
+def _start(output: Path, work: Path) -> int:
+    """Make and lock the working directory, while no other run can look at it half made; return the lock."""
     parent_lock = os.open(output.parent, os.O_RDONLY)
     try:
         fcntl.flock(parent_lock, fcntl.LOCK_EX)
         remove_stale(output)
-        work = output.parent / (_work_prefix(output) + secrets.token_hex(4))
         work.mkdir()
         lock = _lock(work)
         assert lock is not None, "a directory made under the parent's lock is nobody else's"
-        return work, lock
+        return lock
     finally:
         os.close(parent_lock)
 
