@@ -10,12 +10,13 @@ import pytest
 from nvlm_deploy.bench import shapes
 from nvlm_deploy.cli.frame import run_program
 from nvlm_deploy.cli.main import BENCH
+from nvlm_deploy.synthetic.shapes import SHAPES
 from tests.conftest import TINY_SHAPE
 
 
 @pytest.fixture(autouse=True)
 def tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY_SHAPE)
+    monkeypatch.setitem(SHAPES, "tiny", TINY_SHAPE)
 
 
 def bench(*more: str) -> int:
