@@ -72,10 +72,7 @@ class EnginePlan:
     @property
     def sizes(self) -> tuple[PartSize, ...]:
         """Bytes of every part's weights before and after."""
-        return tuple(
-            PartSize(part.part, part.before, part.after, part.linear_before, part.linear_after)
-            for part in self.quantization.sizes()
-        )
+        return self.quantization.sizes()
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.recipe import INTEGER_TYPES, ActivationType, Recipe, WeightFormat, WeightType
 from nvlm_deploy.errors import NvlmError, did_you_mean
 
@@ -87,17 +88,6 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PartBytes:
-    """Bytes of one part's tensors in 16 bits and as stored; `linear_*` counts its matrices alone."""
-
-    part: str
-    before: int
-    after: int
-    linear_before: int
-    linear_after: int
-
-
-@dataclass(frozen=True, slots=True)
 class QuantizationPlan:
     """Per-tensor storage of one model under one recipe, in the order of the model's parameters."""
 
@@ -131,14 +121,14 @@ class QuantizationPlan:
             return 0
         return tensor.storage.nbytes(tensor.shape)
 
-    def sizes(self) -> tuple[PartBytes, ...]:
+    def sizes(self) -> tuple[PartSize, ...]:
         """Bytes before and after of every part, in the order of `PARTS`."""
         return tuple(self._part(part) for part in PARTS)
 
-    def _part(self, part: str) -> PartBytes:
+    def _part(self, part: str) -> PartSize:
         tensors = [t for t in self.tensors.values() if t.part == part]
         linear = [t for t in tensors if t.matrix]
-        return PartBytes(
+        return PartSize(
             part=part,
             before=sum(t.before for t in tensors),
             after=sum(self.stored_bytes(t.name) for t in tensors),
