@@ -24,10 +24,7 @@ Objective = Callable[[NvlmD, GlyphHead, Batch], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """Hyper-parameters of a stage; AdamW with warm-up and cosine decay as in the paper's Tables 10 and 11.
-
-    The decay to `min_lr` takes `decay_steps`, by default all `steps`.
-    """
+    """Hyper-parameters of a stage; AdamW with warm-up and cosine decay as in the paper's Tables 10 and 11."""
 
     name: str
     steps: int
@@ -35,7 +32,6 @@ class StageSettings:
     min_lr: float
     warmup_steps: int
     glyph_weight: float
-    decay_steps: int | None = None
     freeze: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
@@ -122,8 +118,7 @@ def _decay_groups(parameters: list[nn.Parameter], settings: StageSettings) -> li
 def _learning_rate(step: int, settings: StageSettings) -> float:
     if step < settings.warmup_steps:
         return settings.max_lr * step / settings.warmup_steps
-    decay_steps = (settings.decay_steps or settings.steps) - settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, decay_steps)
+    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.min_lr + (settings.max_lr - settings.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 

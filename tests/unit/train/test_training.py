@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -59,7 +60,7 @@ SETTINGS = StageSettings("answer", steps=6, max_lr=1e-2, min_lr=1e-3, warmup_ste
 def train(
     checkpoint: Path, builder: PromptBuilder, log: Path, stage: StageSettings, stops: list[int]
 ) -> dict[str, torch.Tensor]:
-    """Train in several runs, each from the last one's saved state."""
+    """Train in several runs; each but the last is killed when it has saved its state at a step of `stops`."""
     model, head = load_model(checkpoint), GlyphHead(64)
     torch.manual_seed(0)
     torch.nn.init.normal_(head.classes.weight, std=0.02)
@@ -68,9 +69,16 @@ def train(
     for stop in stops:
         data = islice(DocumentBatches(builder, builder.config, 2), progress.step, None)
         saved: list[StageProgress] = []
-        part = replace(stage, steps=stop, decay_steps=stage.steps)
-        run_stage(model, head, data, part, progress, log, saved.append, log_every=1, save_every=stop)
+
+        def save(progress: StageProgress, saved: list[StageProgress] = saved) -> None:
+            saved.append(progress)
+            if progress.step < stage.steps:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            run_stage(model, head, data, stage, progress, log, save, log_every=1, save_every=stop)
         progress = saved[-1]
+        assert progress.step == stop
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
