@@ -3,7 +3,8 @@
     python examples/nvlm-d-tiny/train.py --work /tmp/nvlm-d-tiny
 
 In the paper's order: first the tower and the projector learn to see, on one tile; then the decoder
-learns to read out a tile; then to answer questions about pages of up to six tiles and a thumbnail.
+learns to read out a tile; then to answer questions about pages of up to six tiles and a thumbnail,
+first with the tower frozen, then as a whole, at last with more of what is hardest.
 `train.jsonl` beside this file is the log of the run that made the checkpoint here. Killed runs
 continue from the last saved state.
 """
@@ -62,7 +63,9 @@ STAGES = (
     StageSettings(
         "answer", steps=1500, max_lr=8e-4, min_lr=3e-4, warmup_steps=50, glyph_weight=0.1, freeze=("vision",)
     ),
-    StageSettings("finetune", steps=800, max_lr=3e-4, min_lr=1e-5, warmup_steps=50, glyph_weight=0.1),
+    StageSettings("finetune", steps=1600, max_lr=3e-4, min_lr=1e-5, warmup_steps=50, glyph_weight=0.5),
+    StageSettings("settle", steps=600, max_lr=4e-4, min_lr=1e-5, warmup_steps=30, glyph_weight=0.3),
+    StageSettings("finish", steps=200, max_lr=2e-4, min_lr=5e-6, warmup_steps=10, glyph_weight=0.3),
 )
 SHARD_BYTES = 4_000_000
 PAGES_PER_STAGE = 10_000_000
@@ -85,6 +88,8 @@ PAGES = {
     "transcribe": Pages(64, 1, 1.0, 1, kinds=("lines", "sign")),
     "answer": Pages(24, 4, 0.3, 8, kinds=(*KINDS, "lines")),
     "finetune": Pages(24, 4, 0.0, 8),
+    "settle": Pages(24, 4, 0.0, 8, kinds=(*KINDS, "corners", "receipt", "table")),
+    "finish": Pages(24, 4, 0.0, 8),
 }
 
 
@@ -227,6 +232,8 @@ def main() -> None:
     run = Run(options.work, config, model, GlyphHead(config.language.hidden_size))
     run.restore()
     run.train(options.stop_after)
+    for old in directory.glob("model*"):
+        old.unlink()
     save_model(model.state_dict(), config, directory, max_shard_bytes=SHARD_BYTES)
 
 

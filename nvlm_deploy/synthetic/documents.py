@@ -132,10 +132,10 @@ def _corners(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
 
 
 def _receipt(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
-    """Items with prices, one a line, and their total under a rule."""
+    """Lettered items with prices, one a line, and their total under a rule."""
     pitch = 1.2 * size
     lines = int((canvas.height - 8) // pitch)
-    items = rng.sample([w for w in WORDS if len(w) <= 4], rng.randint(2, min(5, lines - 1)))
+    items = "ABC"[: rng.randint(2, min(3, lines - 1))]
     prices = [rng.randint(1, 99) for _ in items]
     first = max(canvas.text_width(w, size) for w in (*items, "total")) + rng.uniform(6, 10)
     left = rng.uniform(5, canvas.width - first - 1.9 * size)
@@ -145,7 +145,7 @@ def _receipt(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
     for item, price in zip(items, prices, strict=True):
         canvas.text(left, y, item, size)
         canvas.text(column, y, str(price), size)
-        exchanges.append(Exchange(f"How much is the {item}?", str(price)))
+        exchanges.append(Exchange(f"How much is {item}?", str(price)))
         y += pitch
     canvas.line(left, y - pitch / 2, column + 40, y - pitch / 2)
     canvas.text(left, y, "total", size)
@@ -155,14 +155,13 @@ def _receipt(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
 
 
 def _table(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
-    """A ruled table of numbers with lettered columns and named rows."""
-    num_columns, num_rows = 2, rng.randint(2, 3)
-    names = rng.sample([w for w in WORDS if len(w) <= 4], num_rows)
+    """A ruled table of numbers with lettered columns and numbered rows."""
+    num_columns, names = 2, "12"
     first = max(canvas.text_width(n, size) for n in names) + 10
     pitch = rng.uniform(1.6 * size, min(2.4 * size, (canvas.width - first - 8) / num_columns))
     left = rng.uniform(4, canvas.width - first - pitch * num_columns)
     height = rng.uniform(1.25 * size, 44)
-    top = rng.uniform(16, canvas.height - height * num_rows - 14)
+    top = rng.uniform(16, canvas.height - height * len(names) - 14)
     exchanges = []
     for column in range(num_columns):
         canvas.text(left + first + pitch * column + 8, top, "AB"[column], size)
@@ -173,7 +172,7 @@ def _table(canvas: Canvas, rng: random.Random, size: float) -> list[Exchange]:
         for column in range(num_columns):
             value = str(rng.randint(10, 99))
             canvas.text(left + first + pitch * column, y, value, size)
-            exchanges.append(Exchange(f"What is {name} in column {'AB'[column]}?", value))
+            exchanges.append(Exchange(f"What is in row {name} of column {'AB'[column]}?", value))
     return exchanges
 
 
@@ -215,9 +214,9 @@ _Painter = Callable[[Canvas, random.Random, float], list[Exchange]]
 _PAINTERS: dict[str, tuple[tuple[Grid, ...], _Painter]] = {
     "lines": (((1, 1),), _lines),
     "sign": (((1, 1),), _sign),
-    "corners": (((2, 1), (1, 2), (2, 2), (3, 2)), _corners),
-    "receipt": (((2, 2), (2, 3)), _receipt),
-    "table": (((2, 2), (3, 2)), _table),
+    "corners": (((2, 1), (2, 2), (3, 2)), _corners),
+    "receipt": (((2, 2),), _receipt),
+    "table": (((2, 2),), _table),
     "chart": (((2, 1), (2, 2), (3, 2)), _chart),
 }
 # The kinds that have questions.

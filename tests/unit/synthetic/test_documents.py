@@ -24,7 +24,7 @@ def test_samples_cover_every_kind_and_several_grids() -> None:
     pages = list(samples("heldout", 200))
     assert {page.kind for page in pages} == set(KINDS)
     grids = {choose_grid(*page.image.size, 112, 1, 6) for page in pages}
-    assert grids == {(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3)}
+    assert grids == {(1, 1), (2, 1), (2, 2), (3, 2)}
 
 
 @pytest.mark.parametrize("index", range(30))

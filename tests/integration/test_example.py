@@ -1,0 +1,29 @@
+"""The example checkpoint really answers, and still does when it is quantized."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nvlm_deploy import Engine
+from nvlm_deploy.cli.main import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
+# Of 24.
+MOST_WRONG = 4
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4-rtn"])
+def test_the_samples_are_answered_right(recipe: str, tmp_path: Path) -> None:
+    bundle, folder = tmp_path / "bundle", EXAMPLE / "samples"
+    assert run(["engine", str(EXAMPLE), "--recipe", recipe, "--target", "cpu-x86", "-o", str(bundle)]) == 0
+    engine = Engine.open(bundle)
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    answers = [
+        engine.generate(sample["question"], [folder / sample["image"]], max_new_tokens=16).text
+        for sample in samples
+    ]
+    wrong = [(a, sample) for a, sample in zip(answers, samples, strict=True) if a != sample["answer"]]
+    assert len(wrong) <= MOST_WRONG, wrong
