@@ -28,10 +28,10 @@ def main() -> None:
     for key, label in CURVES.items():
         points = [(offsets[row["stage"]] + row["step"], 100 * row[key]) for row in rows if key in row]
         axes.plot(*zip(*points, strict=True), label=label)
-    for stage, start in offsets.items():
+    for number, (stage, start) in enumerate(offsets.items()):
         axes.axvline(start, color="0.8", linewidth=1)
-        axes.text(start, 103, f" {stage}", color="0.4")
-    axes.set(xlabel="step", ylabel="% of the training batch", ylim=(0, 110), xlim=(0, total))
+        axes.text(start, 108 - 5 * (number % 2), f" {stage}", color="0.4")
+    axes.set(xlabel="step", ylabel="% of the training batch", ylim=(0, 115), xlim=(0, total))
     axes.legend(loc="lower right")
     figure.savefig(HERE / "curve.png", dpi=110)
 
