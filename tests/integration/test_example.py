@@ -11,8 +11,8 @@ from nvlm_deploy import Engine
 from nvlm_deploy.cli.main import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
-# Of 24.
-MOST_WRONG = 4
+# Of 24. All are right where this was written; kernels of another CPU may round one answer away.
+MOST_WRONG = 1
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4-rtn"])
