@@ -1,0 +1,53 @@
+"""INT4 weights that kernels widen to FP8 for FP8 activations: modelopt's "W4A8_AWQ".
+
+Shapes: N rows (output features), K columns (input features), G columns per group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from nvlm_deploy.quantization.formats.codec import (
+    PackedWeight,
+    WeightCodec,
+    packed_scale,
+    row_chunks,
+    scales_of,
+)
+from nvlm_deploy.quantization.formats.fp8 import E4M3_MAX, fake_quantize_fp8
+from nvlm_deploy.quantization.formats.integers import Int4
+
+
+@dataclass(frozen=True, slots=True)
+class W4A8(WeightCodec):
+    """weight and weight_scale as in `Int4`; weight_scale_2: float32 () = largest amax / 448.
+
+    A weight is FP8(code * weight_scale / weight_scale_2) * weight_scale_2. The codes do not depend on
+    weight_scale_2: matrices that share one (q, k and v; gate and up) get it by replacing the field.
+    """
+
+    name: ClassVar[str] = "w4a8"
+    group_size: int = 128
+
+    def amax(self, weight_NK: Tensor) -> Tensor:
+        """float32 (N, K / G)."""
+        return self._int4.amax(weight_NK)
+
+    def pack(self, weight_NK: Tensor, amax: Tensor) -> PackedWeight:
+        packed = self._int4.pack(weight_NK, amax)
+        scale_2 = scales_of(amax.to(packed.weight_scale).amax(), E4M3_MAX)
+        return replace(packed, weight_scale_2=scale_2)
+
+    def unpack(self, packed: PackedWeight) -> Tensor:
+        scale_2 = packed_scale(packed.weight_scale_2, ())
+        weight_NK = self._int4.unpack(packed)
+        for part in row_chunks(*weight_NK.shape):
+            weight_NK[part] = fake_quantize_fp8(weight_NK[part], scale_2)
+        return weight_NK
+
+    @property
+    def _int4(self) -> Int4:
+        return Int4(self.group_size)
