@@ -1,0 +1,73 @@
+"""`nvlm-build calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from nvlm_deploy.calibration import CalibrationSummary
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--calibration",
+    "name",
+    metavar="NAME",
+    required=True,
+    help="The set: nvlm-build calibration, or a .yaml file.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a value of the set (count=32, class_weights.visual=0.5).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def calibrate(checkpoint: Path, name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Read a calibration set as a checkpoint's model sees it.
+
+    Every sample is read, tiled and tokenized. CHECKPOINT is a directory with config.json and tokenizer files.
+    """
+    from nvlm_deploy.calibration import load_samples
+    from nvlm_deploy.cli.output import note, print_json, progress_bars
+    from nvlm_deploy.config.calibration import read_calibration_set
+    from nvlm_deploy.config.model import NvlmConfig
+    from nvlm_deploy.preprocess import Tokenizer
+
+    spec, base_dir = read_calibration_set(name, overrides)
+    config = NvlmConfig.from_directory(checkpoint)
+    tokenizer = Tokenizer.from_directory(checkpoint)
+    with progress_bars() as progress:
+        samples = load_samples(spec, config, tokenizer, base_dir, progress)
+    for warning in samples.summary.warnings:
+        note(warning)
+    print_json(samples.summary.to_dict()) if as_json else _print_summary(samples.summary)
+
+
+def _print_summary(summary: CalibrationSummary) -> None:
+    from nvlm_deploy.cli.output import print_table
+
+    source = ", ".join(f"{key}: {value}" for key, value in summary.source.items() if value is not None)
+    lost = f"{summary.left_out:,} left out, {summary.shortened:,} shortened"
+    print_table(
+        [
+            ("set", summary.name),
+            ("source", source),
+            ("licence", summary.licence),
+            ("samples", f"{summary.count:,}, seed {summary.seed}"),
+            ("limit", f"{summary.max_tokens:,} tokens a sample: {lost}"),
+            ("images", f"{summary.images:,} in {summary.tiles:,} tiles"),
+            ("digest", summary.digest),
+        ]
+    )
+    click.echo()
+    total = sum(summary.tokens.values())
+    rows = [("class", "tokens", "share", "weight")]
+    for name, count in summary.tokens.items():
+        rows.append((name, f"{count:,}", f"{100 * count / total:.1f} %", f"{summary.class_weights[name]:g}"))
+    print_table([*rows, ("total", f"{total:,}", "", "")], right=(1, 2, 3))
