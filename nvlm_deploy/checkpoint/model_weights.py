@@ -8,7 +8,7 @@ import torch
 
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.rules import Shape
-from nvlm_deploy.checkpoint.weight_table import model_table
+from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
 from nvlm_deploy.errors import NvlmError, did_you_mean
 
 
@@ -32,9 +32,10 @@ class ModelWeights:
     def __init__(self, reader: CheckpointReader) -> None:
         self.reader = reader
         self._views: dict[str, _View] = {}
+        shapes = expected_tensors(reader.config)
         for rule in model_table(reader.config).rules:
             (source,) = rule.sources
-            on_disk = torch.empty(reader.info(source).shape, device="meta")
+            on_disk = torch.empty(shapes[source], device="meta")
             for name, view in zip(rule.targets, rule.apply([on_disk]), strict=True):
                 self._views[name] = _View(
                     source, int(view.storage_offset()), tuple(view.shape), view.stride()

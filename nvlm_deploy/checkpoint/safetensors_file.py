@@ -19,7 +19,15 @@ import torch
 
 from nvlm_deploy.errors import NvlmError
 
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+RELEASED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+}
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 _LENGTH_BYTES = 8
@@ -61,8 +69,8 @@ def read_header(path: Path) -> ShardHeader:
     """Read and check one file's header against the file's size.
 
     Raises:
-        NvlmError: the file is missing, truncated or no safetensors file, or holds a dtype that the
-            released layout does not use.
+        NvlmError: the file is missing, truncated or no safetensors file, or holds a dtype that neither
+            released nor quantized checkpoints use.
     """
     try:
         with path.open("rb") as file:
@@ -115,7 +123,6 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     if dtype_name not in _DTYPES:
         raise NvlmError(
             f"{path}: {name} has the dtype {dtype_name!r}; supported: {', '.join(_DTYPES)}",
-            hint="quantized checkpoints are outputs; start from the released BF16/FP32 one",
         )
     info = TensorInfo(name, _DTYPES[dtype_name], shape, path.name, data_start + start)
     if stop - start != info.num_bytes:

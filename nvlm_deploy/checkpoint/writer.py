@@ -13,8 +13,8 @@ from types import TracebackType
 
 import torch
 
-from nvlm_deploy.checkpoint.reader import INDEX_NAME
 from nvlm_deploy.checkpoint.safetensors_file import TensorInfo, build_header, write_elements
+from nvlm_deploy.checkpoint.shards import INDEX_NAME
 from nvlm_deploy.checkpoint.weight_table import (
     ReleasedTensor,
     model_shapes,

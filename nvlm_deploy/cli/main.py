@@ -10,6 +10,11 @@ BUILD = LazyGroup(
     "nvlm-build",
     {
         "engine": Verb("nvlm_deploy.cli.engine", "engine", "Build the engine bundle of a checkpoint."),
+        "quantize": Verb(
+            "nvlm_deploy.cli.quantize",
+            "quantize",
+            "Quantize a checkpoint layer by layer, calibrated on images.",
+        ),
         "run": Verb("nvlm_deploy.cli.run", "run", "Answer a prompt, about images if there are any."),
         "preprocess": Verb(
             "nvlm_deploy.cli.preprocess",
@@ -21,6 +26,14 @@ BUILD = LazyGroup(
         ),
         "recipes": Verb("nvlm_deploy.cli.recipes", "recipes", "List the recipes, or show one."),
         "targets": Verb("nvlm_deploy.cli.targets", "targets", "List the targets, or show one."),
+        "calibration": Verb(
+            "nvlm_deploy.cli.calibration", "calibration", "List the calibration sets, or show one."
+        ),
+        "calibrate": Verb(
+            "nvlm_deploy.cli.calibrate",
+            "calibrate",
+            "Read a calibration set as a checkpoint's model sees it.",
+        ),
         "import-megatron": Verb(
             "nvlm_deploy.cli.import_megatron",
             "import_megatron",

@@ -22,7 +22,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 _FOLDERS: dict[Kind, tuple[str, str]] = {
     "recipe": ("nvlm_deploy.catalog.quantization", "quantization"),
     "target": ("nvlm_deploy.catalog.targets", "engines/targets"),
-    "calibration set": ("nvlm_deploy.catalog.calibration", "calibration"),
+    "calibration set": ("nvlm_deploy.catalog.calibration", "calibration/sets"),
 }
 
 
@@ -35,8 +35,8 @@ class CatalogFile:
 
 
 def list_names(kind: Kind) -> tuple[str, ...]:
-    """Return the names that the catalog of `kind` ships, sorted."""
-    return tuple(sorted(path.stem for path in _folder(kind).glob("*.yaml")))
+    """Return the names that the catalog of `kind` ships, sorted, without bases such as `_common`."""
+    return tuple(sorted(path.stem for path in _folder(kind).glob("[!_]*.yaml")))
 
 
 def find(kind: Kind, name_or_path: str) -> CatalogFile:
@@ -69,7 +69,7 @@ def load_yaml_model(
         NvlmError: the file is not what the schema says; the message names file and key.
     """
     file = find(kind, name_or_path)
-    data = read_yaml(file)
+    data = _read_with_bases(kind, file, ())
     applied = [Override.parse(text) for text in overrides]
     for override in applied:
         override.apply(data)
@@ -86,6 +86,43 @@ def read_yaml(file: CatalogFile) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise NvlmError(f"{file.label} cannot be read: {error}") from None
     return parse_mapping(text, file.label)
+
+
+def _read_with_bases(kind: Kind, file: CatalogFile, heirs: tuple[Path, ...]) -> dict[str, Any]:
+    """Read `file` on top of what it `extends`: mappings merge key by key, all other values replace."""
+    if file.path in heirs:
+        raise NvlmError(f"{file.label}: it extends itself, by way of {heirs[-1].name}")
+    data = read_yaml(file)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise NvlmError(f"{file.label}: extends is {base!r}: give one name or path")
+    try:
+        base_file = _find_base(kind, base, file.path.parent)
+    except UsageError as error:
+        raise NvlmError(f"{file.label}: extends: {error.message}", hint=error.hint) from None
+    return _merge(_read_with_bases(kind, base_file, (*heirs, file.path)), data)
+
+
+def _find_base(kind: Kind, base: str, folder: Path) -> CatalogFile:
+    """Find a base by its path, relative to the heir, or by a name: of a recipe, or of an underscored file."""
+    if base.endswith((".yaml", ".yml")):
+        return find(kind, str(folder / base))
+    path = _folder(kind) / f"{base}.yaml"
+    if base.startswith("_") and path.is_file():
+        return CatalogFile(path, f"{_FOLDERS[kind][1]}/{base}.yaml")
+    return find(kind, base)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merge(below, value)
+        merged[key] = value
+    return merged
 
 
 def _folder(kind: Kind) -> Path:

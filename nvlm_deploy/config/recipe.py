@@ -6,9 +6,24 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-WeightType = Literal["fp32", "fp16", "int8", "int4"]
-ActivationType = Literal["fp32", "int8"]
-INTEGER_TYPES: tuple[WeightType, ...] = ("int8", "int4")
+WeightType = Literal["fp32", "fp16", "int8", "int4", "fp8", "nvfp4"]
+ActivationType = Literal["fp32", "int8", "int8-static", "fp8", "nvfp4"]
+CalibratedAlgorithm = Literal["max", "awq", "smoothquant", "gptq"]
+EngineName = Literal["onnxruntime", "tensorrt-llm", "tensorrt", "vllm"]
+
+FLOAT_TYPES: tuple[WeightType, ...] = ("fp32", "fp16")
+NVFP4_GROUP = 16
+# Which activations a weight format can be multiplied with.
+_ACTIVATIONS: dict[WeightType, tuple[ActivationType, ...]] = {
+    "fp32": ("fp32",),
+    "fp16": ("fp32",),
+    "int8": ("fp32", "int8", "int8-static"),
+    "int4": ("fp32", "int8", "fp8"),
+    "fp8": ("fp32", "fp8"),
+    "nvfp4": ("fp32", "nvfp4"),
+}
+# Scales of these are fixed when the checkpoint is quantized, from what the model was shown.
+STATIC_ACTIVATIONS: tuple[ActivationType, ...] = ("int8-static", "fp8", "nvfp4")
 _MIN_GROUP = 16
 
 
@@ -17,29 +32,49 @@ class _Section(BaseModel):
 
 
 class WeightFormat(_Section):
-    """Storage of one part's matrices.
+    """Storage of one part's matrices, and what they are multiplied with.
 
-    Integers have one FP16 scale (and, if not symmetric, one zero point) per row and `group_size`
-    consecutive input features. `activations` is what the matrix is multiplied with: `int8` quantizes
-    the activations on the fly, group by group, which CPUs multiply several times faster than FP32.
+    `group_size`: consecutive input features that share a scale. INT4 has groups; INT8 has groups or, without
+    a size, one scale per output channel; FP8 (e4m3) has one scale per matrix; NVFP4 has blocks of 16.
+    `activations`: `fp32` leaves them as the engine computes; `int8` quantizes them on the fly, group by
+    group, where an engine multiplies in integers faster (CPUs; GPU engines keep 16 bits); `int8-static` and
+    `fp8` have one scale per matrix from calibration, `nvfp4` two levels of scales.
+    `algorithm` is the recipe's unless a part has its own.
     """
 
     format: WeightType
-    group_size: int | None = Field(default=None, description="input features per scale; integers only")
+    group_size: int | None = Field(default=None, description="input features per scale")
     symmetric: bool = Field(default=True, description="false: each group has its own zero point")
     activations: ActivationType = "fp32"
+    algorithm: CalibratedAlgorithm | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the numbers are stored with scales."""
+        return self.format not in FLOAT_TYPES
 
     @model_validator(mode="after")
     def _check(self) -> WeightFormat:
-        if self.format in INTEGER_TYPES:
-            size = self.group_size
-            if size is None:
-                raise ValueError(f"{self.format} needs a group_size")
-            if size < _MIN_GROUP or size & (size - 1):
-                raise ValueError(f"group_size {size} is no power of two of at least {_MIN_GROUP}")
-        elif self.group_size is not None or not self.symmetric or self.activations != "fp32":
-            raise ValueError(f"group_size, symmetric and activations are for integers, not for {self.format}")
+        self._check_group()
+        if not self.symmetric and (self.format not in ("int8", "int4") or self.group_size is None):
+            raise ValueError("symmetric: false is for integers in groups")
+        allowed = _ACTIVATIONS[self.format]
+        if self.activations not in allowed:
+            raise ValueError(f"{self.format} weights take activations of {', '.join(allowed)}")
+        if self.activations == "int8-static" and self.group_size is not None:
+            raise ValueError("int8-static activations need one scale per output channel: no group_size")
         return self
+
+    def _check_group(self) -> None:
+        size = self.group_size
+        if self.format == "int4" and size is None:
+            raise ValueError("int4 needs a group_size")
+        if size is None:
+            return
+        if self.format not in ("int8", "int4"):
+            raise ValueError(f"group_size is for integers, not for {self.format}")
+        if size < _MIN_GROUP or size & (size - 1):
+            raise ValueError(f"group_size {size} is no power of two of at least {_MIN_GROUP}")
 
 
 class PartFormats(_Section):
@@ -51,31 +86,108 @@ class PartFormats(_Section):
     lm_head: WeightFormat
     embedding: WeightFormat
 
+    def all(self) -> tuple[WeightFormat, ...]:
+        """The formats of all parts."""
+        return tuple(getattr(self, part) for part in type(self).model_fields)
+
 
 class KeepRule(_Section):
-    """Matrices that are never quantized: a glob over the model's parameter names, and why."""
+    """Matrices that this recipe does not quantize: a glob over the model's parameter names, and why."""
 
     match: str = Field(min_length=1)
     reason: str = Field(min_length=1)
     format: Literal["fp32", "fp16"] = "fp16"
 
 
+class NeverRule(_Section):
+    """Parameters that nobody should quantize, and why; a plan that would is refused."""
+
+    match: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class AwqSettings(_Section):
+    """Activation-aware scaling (arXiv 2306.00978): `alpha` is searched in steps, then amax is clipped."""
+
+    alpha_step: float = Field(default=0.1, gt=0, le=1)
+    clip: bool = Field(default=True, description="search a smaller amax for every group")
+
+
+class SmoothQuantSettings(_Section):
+    """SmoothQuant (arXiv 2211.10438): how much of the activations' range moves into the weights."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+
+
+class GptqSettings(_Section):
+    """GPTQ (arXiv 2210.17323): share of the Hessian's mean diagonal that is added to it, and block width."""
+
+    damping: float = Field(default=0.01, gt=0, lt=1)
+    block_size: int = Field(default=128, ge=16)
+
+
 class Recipe(_Section):
-    """How numbers are stored. Norms, biases and the other small tensors always stay FP32."""
+    """How numbers are stored. Norms, biases and the other small tensors are never quantized.
+
+    `rtn` rounds while an engine is written. The other algorithms make a quantized checkpoint first, from
+    which engines are written; the embedding, which no calibration helps, is left to the engine there, too.
+    """
 
     name: str = Field(min_length=1)
     description: str = Field(min_length=1)
     runs_on: str = Field(min_length=1)
-    algorithm: Literal["none", "rtn"] = Field(description="rtn: round to nearest, no calibration")
+    engines: list[EngineName] = Field(min_length=1, description="engines that take it")
+    needs_sm: int | None = Field(default=None, description="oldest CUDA compute capability, 89 for 8.9")
+    algorithm: Literal["none", "rtn"] | CalibratedAlgorithm
+    awq: AwqSettings = AwqSettings()
+    smoothquant: SmoothQuantSettings = SmoothQuantSettings()
+    gptq: GptqSettings = GptqSettings()
     weights: PartFormats
-    kv_cache: Literal["fp32", "fp16"]
-    keep: list[KeepRule]
+    kv_cache: Literal["fp32", "fp16", "fp8"]
+    keep: list[KeepRule] = []
+    never: list[NeverRule] = []
+
+    @property
+    def makes_checkpoint(self) -> bool:
+        """Whether a quantized checkpoint comes before the engine."""
+        return self.algorithm not in ("none", "rtn")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the model must be shown data."""
+        parts = [part for part in self.weights.all() if part.quantized]
+        static = any(part.activations in STATIC_ACTIVATIONS for part in parts)
+        searched = any((part.algorithm or self.algorithm) not in ("rtn", "max") for part in parts)
+        return static or searched or self.kv_cache == "fp8"
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        parts = [getattr(self.weights, part) for part in PartFormats.model_fields]
-        quantized = any(part.format in INTEGER_TYPES for part in parts)
+        parts = self.weights.all()
+        quantized = any(part.quantized for part in parts)
         if quantized != (self.algorithm != "none"):
-            kind = "integers" if quantized else "no integers"
-            raise ValueError(f"algorithm is {self.algorithm}, and the weights have {kind}")
+            kind = "quantized" if quantized else "not quantized"
+            raise ValueError(f"algorithm is {self.algorithm}, and the weights are {kind}")
+        for part in parts:
+            self._check_part(part)
         return self
+
+    def _check_part(self, part: WeightFormat) -> None:
+        if not part.quantized:
+            return
+        grouped = part.format in ("int8", "int4") and part.group_size is not None
+        if not self.makes_checkpoint or part is self.weights.embedding:
+            if not grouped or part.activations in STATIC_ACTIVATIONS or part.algorithm:
+                raise ValueError(
+                    "round-to-nearest, and with it the embedding, takes integers in groups with activations "
+                    "of fp32 or int8"
+                )
+            return
+        if not part.symmetric or (part.format == "int8" and part.group_size is not None):
+            raise ValueError(
+                "a quantized checkpoint's integers are symmetric, and its int8 has a scale per output channel"
+            )
+        algorithm = part.algorithm or self.algorithm
+        if algorithm == "smoothquant" and part.activations != "int8-static":
+            raise ValueError("smoothquant is for int8 weights with int8-static activations")
+        if algorithm in ("awq", "gptq") and part.format != "int4":
+            raise ValueError(f"{algorithm} is for int4 weights, not for {part.format}")

@@ -15,8 +15,9 @@ class Target(BaseModel):
 
     name: str = Field(min_length=1)
     description: str = Field(min_length=1)
-    backend: Literal["onnxruntime"]
+    backend: Literal["onnxruntime", "tensorrt-llm"]
     architecture: Literal["x86_64", "aarch64"]
+    sm: int | None = Field(default=None, description="CUDA compute capability of its GPU, 87 for 8.7")
     max_context: int = Field(ge=1, description="ceiling for prompt and answer together, tokens")
 
     def notes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Shapes: B batch, T new tokens, L cached + new tokens, D hidden size, H query hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -65,11 +66,15 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.q_size, config.hidden_size, bias=False)
+        self.quantize_kv: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+        """What new keys and values go through on their way into a quantized cache."""
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KvCache | None) -> Tensor:
         q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), *rotary)
         k_BGLK = rotate(self._split_heads(self.k_proj(x_BTD)), *rotary)
         v_BGLK = self._split_heads(self.v_proj(x_BTD))
+        if self.quantize_kv is not None:
+            k_BGLK, v_BGLK = self.quantize_kv[0](k_BGLK), self.quantize_kv[1](v_BGLK)
         if cache is not None:
             k_BGLK, v_BGLK = cache.extend(self.layer, k_BGLK, v_BGLK)
         new, total = q_BHTK.shape[2], k_BGLK.shape[2]

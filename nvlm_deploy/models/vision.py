@@ -83,15 +83,19 @@ class VisionTower(nn.Module):
         )
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
 
+    def embed(self, pixels_T3SS: Tensor) -> Tensor:
+        """Normalized tiles [tiles, 3, side, side] -> [tiles, 1 + patches, hidden], for the first layer."""
+        patches_TPC = self.patch_embedding(pixels_T3SS).flatten(2).transpose(1, 2)
+        class_T1C = self.class_embedding.to(patches_TPC.dtype).expand(len(patches_TPC), 1, -1)
+        return torch.cat([class_T1C, patches_TPC], dim=1) + self.position_embedding
+
     def forward(self, pixels_T3SS: Tensor) -> Tensor:
         """Return the last layer's patch features, [tiles, patches, hidden], in row-major patch order.
 
         Args:
             pixels_T3SS: normalized tiles, [tiles, 3, side, side].
         """
-        patches_TPC = self.patch_embedding(pixels_T3SS).flatten(2).transpose(1, 2)
-        class_T1C = self.class_embedding.to(patches_TPC.dtype).expand(len(patches_TPC), 1, -1)
-        x_TPC = torch.cat([class_T1C, patches_TPC], dim=1) + self.position_embedding
+        x_TPC = self.embed(pixels_T3SS)
         for layer in self.layers:
             x_TPC = layer(x_TPC)
         return x_TPC[:, 1:]

@@ -37,8 +37,7 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     try:
         lock = _start(output, work)
         yield work
-        _sync_tree(work)
-        _publish(work, output)
+        publish(work, output)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
         _remove_empty(made_parents)
@@ -125,7 +124,13 @@ def _lock(directory: Path) -> int | None:
     return descriptor
 
 
-def _publish(work: Path, output: Path) -> None:
+def publish(work: Path, output: Path) -> None:
+    """Make a complete directory `output`, once it is on disk.
+
+    Raises:
+        UsageError: there is something at `output` by now.
+    """
+    _sync_tree(work)
     check_output(output)
     work.rename(output)
     _sync(output.parent)

@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nvlm_deploy.config.manifest import PartSize
-from nvlm_deploy.config.recipe import INTEGER_TYPES, ActivationType, Recipe, WeightFormat, WeightType
-from nvlm_deploy.errors import NvlmError, did_you_mean
+from nvlm_deploy.config.recipe import (
+    FLOAT_TYPES,
+    NVFP4_GROUP,
+    ActivationType,
+    CalibratedAlgorithm,
+    Recipe,
+    WeightFormat,
+    WeightType,
+)
+from nvlm_deploy.errors import NvlmError, UnsuitableError, did_you_mean
 
 Shape = tuple[int, ...]
 
@@ -20,24 +28,34 @@ EMBEDDING = "language.embed_tokens.weight"
 LM_HEAD = "language.lm_head.weight"
 PARTS = ("vision", "projector", "language", "lm_head", "embedding")
 
-_BITS: dict[WeightType, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+_BITS: dict[WeightType, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "fp8": 8, "nvfp4": 4}
+# Scales that are made while an engine is written are FP16; those of quantized checkpoints are FP32.
 _SCALE_BYTES = 2
+_CALIBRATED_SCALE_BYTES = 4
 _REFERENCE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How one tensor's numbers are stored; `group_size` is 0 for floats."""
+    """How one tensor's numbers are stored.
+
+    `group_size` is 0 where a scale belongs to a row (INT8) or to the matrix (FP8), and for floats.
+    `algorithm` made the numbers of a quantized checkpoint; None: the engine's writer rounds to nearest.
+    """
 
     format: WeightType
     group_size: int = 0
     symmetric: bool = True
     activations: ActivationType = "fp32"
+    algorithm: CalibratedAlgorithm | None = None
 
     @classmethod
-    def of(cls, weights: WeightFormat) -> Storage:
+    def of(cls, weights: WeightFormat, algorithm: CalibratedAlgorithm | None = None) -> Storage:
         """Return the storage that a recipe's section asks for."""
-        return cls(weights.format, weights.group_size or 0, weights.symmetric, weights.activations)
+        size = NVFP4_GROUP if weights.format == "nvfp4" else weights.group_size or 0
+        if not weights.quantized:
+            algorithm = None
+        return cls(weights.format, size, weights.symmetric, weights.activations, algorithm)
 
     @property
     def bits(self) -> int:
@@ -46,20 +64,27 @@ class Storage:
 
     @property
     def quantized(self) -> bool:
-        """Whether the numbers are integers with scales."""
-        return self.format in INTEGER_TYPES
+        """Whether the numbers are stored with scales."""
+        return self.format not in FLOAT_TYPES
 
     def groups(self, columns: int) -> int:
         """Number of scales per row; the last group may be partial."""
-        return -(-columns // self.group_size)
+        return -(-columns // self.group_size) if self.group_size else 1
 
     def nbytes(self, shape: Shape) -> int:
         """Bytes of a tensor with scales and zero points; rows are padded to whole groups."""
         if not self.quantized:
             return math.prod(shape) * self.bits // 8
         rows, columns = shape
+        if self.format == "fp8":
+            return rows * columns + _CALIBRATED_SCALE_BYTES
+        if self.format == "nvfp4":
+            return rows * (columns // 2 + self.groups(columns)) + _CALIBRATED_SCALE_BYTES
         groups = self.groups(columns)
-        per_row = groups * (self.group_size * self.bits // 8 + _SCALE_BYTES)
+        width = groups * self.group_size if self.group_size else columns
+        per_row = width * self.bits // 8 + groups * (
+            _CALIBRATED_SCALE_BYTES if self.algorithm else _SCALE_BYTES
+        )
         if not self.symmetric:
             per_row += -(-groups * self.bits // 8)
         return rows * per_row
@@ -141,7 +166,9 @@ def resolve(recipe: Recipe, shapes: Mapping[str, Shape]) -> QuantizationPlan:
     """Resolve `recipe` for a model whose parameters have `shapes` (by the names of `nvlm_deploy.models`).
 
     Raises:
-        NvlmError: a `keep` pattern matches no matrix of the model.
+        NvlmError: a `keep` or `never` pattern matches nothing in the model, or the recipe quantizes what
+            it says never to.
+        UnsuitableError: a group size does not divide the width of a matrix.
     """
     sources = {name: name for name in shapes}
     sources.setdefault(LM_HEAD, EMBEDDING)
@@ -150,12 +177,52 @@ def resolve(recipe: Recipe, shapes: Mapping[str, Shape]) -> QuantizationPlan:
     tensors = {}
     for name, source in sources.items():
         part, matrix = _part_of(name), name in matrices
-        storage = Storage.of(getattr(recipe.weights, part)) if matrix else FULL_PRECISION
+        storage = _storage(recipe, part) if matrix else FULL_PRECISION
         reason = None
         if name in kept:
             storage, reason = kept[name]
         tensors[name] = TensorPlan(name, source, tuple(shapes[source]), part, matrix, storage, reason)
+    _check_never(recipe, tensors)
+    for tensor in tensors.values():
+        _check_groups(recipe, tensor)
     return QuantizationPlan(recipe.name, recipe.kv_cache, tensors)
+
+
+def _storage(recipe: Recipe, part: str) -> Storage:
+    weights: WeightFormat = getattr(recipe.weights, part)
+    if part == "embedding" or recipe.algorithm == "none" or recipe.algorithm == "rtn":
+        return Storage.of(weights)
+    return Storage.of(weights, weights.algorithm or recipe.algorithm)
+
+
+def _check_never(recipe: Recipe, tensors: Mapping[str, TensorPlan]) -> None:
+    for rule in recipe.never:
+        matched = [t for t in tensors.values() if fnmatch.fnmatchcase(t.name, rule.match)]
+        if not matched:
+            raise NvlmError(
+                f"recipe {recipe.name}: the never pattern '{rule.match}' matches no parameter of this model",
+                hint=did_you_mean(rule.match, tensors) or "patterns are globs over the names of parameters",
+            )
+        for tensor in matched:
+            if tensor.storage.quantized:
+                raise NvlmError(
+                    f"recipe {recipe.name} quantizes {tensor.name}, which '{rule.match}' says never to: "
+                    f"{rule.reason}"
+                )
+
+
+def _check_groups(recipe: Recipe, tensor: TensorPlan) -> None:
+    """The layout of quantized checkpoints has no partial groups; engines that round themselves pad."""
+    storage = tensor.storage
+    if storage.algorithm is None or not storage.group_size or tensor.shape[1] % storage.group_size == 0:
+        return
+    divisors = [str(size) for size in (128, 64, 32, 16) if tensor.shape[1] % size == 0]
+    hint = f"--set weights.{tensor.part}.group_size={divisors[0]}" if divisors else "keep it in 16 bits"
+    raise UnsuitableError(
+        f"recipe {recipe.name}: {tensor.name} has {tensor.shape[1]:,} inputs, which groups of "
+        f"{storage.group_size} do not divide",
+        hint=hint if storage.format != "nvfp4" else "keep it in 16 bits",
+    )
 
 
 def _kept(recipe: Recipe, matrices: list[str]) -> dict[str, tuple[Storage, str]]:

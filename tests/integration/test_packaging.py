@@ -23,6 +23,7 @@ from nvlm_deploy.config.catalog import find, list_names
 print(nvlm_deploy.__file__)
 print(*list_names("recipe"))
 print(*list_names("target"))
+print(*list_names("calibration set"))
 print(find("recipe", "int4-rtn").path)
 """
 
@@ -62,11 +63,12 @@ def test_an_installed_wheel_finds_its_catalogs(repository: Path, distributions: 
         capture_output=True,
         text=True,
     )
-    where, recipes, targets, recipe = done.stdout.splitlines()
+    where, recipes, targets, sets, recipe = done.stdout.splitlines()
     assert Path(where).is_relative_to(tmp_path)
     assert Path(recipe).is_relative_to(tmp_path)
     assert recipes.split() == names_of(repository, "quantization")
     assert targets.split() == names_of(repository, "engines/targets")
+    assert sets.split() == names_of(repository, "calibration/sets")
 
 
 def test_the_sdist_has_the_catalogs_where_the_source_has_them(repository: Path, distributions: Path) -> None:
@@ -75,4 +77,5 @@ def test_the_sdist_has_the_catalogs_where_the_source_has_them(repository: Path, 
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"quantization/{name}.yaml" for name in names_of(repository, "quantization")} <= files
     assert {f"engines/targets/{name}.yaml" for name in names_of(repository, "engines/targets")} <= files
+    assert {f"calibration/sets/{name}.yaml" for name in names_of(repository, "calibration/sets")} <= files
     assert {"LICENSE", "README.md", "pyproject.toml", "nvlm_deploy/py.typed"} <= files

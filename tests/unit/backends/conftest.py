@@ -32,6 +32,7 @@ def plan_for(weights: ModelWeights, form: Form, parts: dict[str, Form] | None = 
             "name": "test",
             "description": "for tests",
             "runs_on": "tests",
+            "engines": ["onnxruntime"],
             "algorithm": "rtn" if quantized else "none",
             "weights": formats,
             "kv_cache": "fp32",

@@ -115,6 +115,7 @@ def test_projections_that_are_stored_differently_are_not_packed(
             "name": "t",
             "description": "t",
             "runs_on": "t",
+            "engines": ["onnxruntime"],
             "algorithm": "rtn",
             "weights": dict.fromkeys(("vision", "projector", "language", "lm_head", "embedding"), int4),
             "kv_cache": "fp32",

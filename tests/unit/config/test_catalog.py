@@ -25,6 +25,12 @@ def test_the_shipped_targets_are_listed_and_valid() -> None:
         assert load_yaml_model("target", name, Target).name == name
 
 
+def test_the_catalog_of_calibration_sets_is_where_the_folder_is(repository: Path) -> None:
+    file = catalog.find("calibration set", "documents")
+    assert file.label == "calibration/sets/documents.yaml"
+    assert file.path.read_text() == (repository / file.label).read_text()
+
+
 def test_a_target_is_found_by_path(target_file: Path) -> None:
     assert load_yaml_model("target", str(target_file), Target).name == "cpu-x86"
 

@@ -29,6 +29,7 @@ def make_plan(weights: ModelWeights) -> MakePlan:
                 "name": "test",
                 "description": "one format for all",
                 "runs_on": "tests",
+                "engines": ["onnxruntime"],
                 "algorithm": "rtn" if form["format"].startswith("int") else "none",
                 "weights": dict.fromkeys(parts, form),
                 "kv_cache": "fp32",

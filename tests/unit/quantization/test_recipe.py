@@ -25,13 +25,13 @@ def test_a_shipped_recipe_is_valid_and_named_after_its_file(name: str) -> None:
     [
         ("weights.language.group_size=48", "no power of two"),
         ("weights.language.group_size=8", "no power of two"),
-        ("weights.language.format=fp16", "are for integers"),
+        ("weights.language.format=fp16", "is for integers, not for fp16"),
         ("weights.language={format: int4}", "needs a group_size"),
         ("weights.language.format=int5", "weights.language.format"),
         ("weights.encoder={format: fp16}", "'weights.encoder' is not known"),
         ("weights.language.activations=int4", "weights.language.activations"),
         ("kv_cache=int8", "kv_cache"),
-        ("algorithm=none", "have integers"),
+        ("algorithm=none", "algorithm is none, and the weights are quantized"),
         ("keep=[{match: '*'}]", "'keep.0.reason' is missing"),
     ],
 )
@@ -43,7 +43,8 @@ def test_an_override_that_makes_no_sense_is_refused(override: str, problem: str)
 def test_no_part_has_a_default(tmp_path: Any) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "name: mine\ndescription: d\nruns_on: r\nalgorithm: none\nkv_cache: fp32\nkeep: []\n"
+        "name: mine\ndescription: d\nruns_on: r\nengines: [onnxruntime]\n"
+        "algorithm: none\nkv_cache: fp32\nkeep: []\n"
         "weights: {vision: {format: fp16}}\n"
     )
     with pytest.raises(NvlmError, match=r"weights\.projector' is missing"):

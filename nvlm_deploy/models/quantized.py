@@ -1,0 +1,102 @@
+"""The reference model of a quantized checkpoint: it computes in FP32 with the very numbers that are stored.
+
+Shapes: N output features, K input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvlm_deploy.models.decoder import DecoderLayer
+from nvlm_deploy.models.loading import meta_model
+from nvlm_deploy.models.nvlm_d import NvlmD
+from nvlm_deploy.quantization.checkpoint import QuantizedReader, QuantizedWeights
+from nvlm_deploy.quantization.formats import fake_quantize_fp8, fake_quantize_int8, fake_quantize_nvfp4
+
+
+class _Quantizer(Protocol):
+    """Rounds activations of any shape through a format with a static scale, float32 ()."""
+
+    def __call__(self, x: Tensor, input_scale: Tensor) -> Tensor: ...
+
+
+_QUANTIZERS: dict[str, _Quantizer] = {
+    "fp8": fake_quantize_fp8,
+    "int8-static": fake_quantize_int8,
+    "nvfp4": fake_quantize_nvfp4,
+}
+
+
+class QuantizedLinear(nn.Module):
+    """A linear whose weight has been through its format, and whose inputs go through theirs."""
+
+    def __init__(
+        self,
+        weight_NK: Tensor,
+        bias_N: Tensor | None,
+        pre_quant_scale_K: Tensor | None,
+        quantize_input: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        """`weight_NK` is what the codes stand for, float32."""
+        super().__init__()
+        self.weight = nn.Parameter(weight_NK, requires_grad=False)
+        self.bias = None if bias_N is None else nn.Parameter(bias_N, requires_grad=False)
+        self.pre_quant_scale: Tensor | None
+        self.register_buffer("pre_quant_scale", pre_quant_scale_K)
+        self.quantize_input = quantize_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale
+        if self.quantize_input is not None:
+            x = self.quantize_input(x)
+        return F.linear(x, self.weight, self.bias)
+
+
+def load_quantized_model(directory: Path) -> NvlmD:
+    """Load a quantized checkpoint in evaluation mode, FP32.
+
+    Activations that are quantized on the fly by an engine's kernels (`int8`) stay FP32 here.
+
+    Raises:
+        NvlmError: the checkpoint is incomplete or does not fit its configs.
+    """
+    weights = QuantizedWeights(QuantizedReader(directory))
+    model = meta_model(weights.reader.config)
+    state = {name: weights.read(name, torch.float32) for name in weights.names()}
+    model.load_state_dict(state, strict=True, assign=True)
+    for name in weights.storages:
+        _replace_linear(model, weights, name.removesuffix(".weight"))
+    _quantize_kv_cache(model, weights)
+    return model.eval()
+
+
+def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
+    parent, _, leaf = name.rpartition(".")
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    weight = f"{name}.weight"
+    input_scale = weights.input_scale(weight)
+    quantize = _QUANTIZERS.get(weights.storages[weight].activations)
+    quantize_input = None
+    if quantize is not None and input_scale is not None:
+        quantize_input = partial(quantize, input_scale=input_scale)
+    bias = None if linear.bias is None else linear.bias.detach()
+    quantized = QuantizedLinear(linear.weight.detach(), bias, weights.pre_quant_scale(weight), quantize_input)
+    setattr(model.get_submodule(parent), leaf, quantized)
+
+
+def _quantize_kv_cache(model: NvlmD, weights: QuantizedWeights) -> None:
+    for number, layer in enumerate(model.language.layers):
+        scales = weights.kv_scale(number)
+        if scales is not None:
+            keys, values = (partial(fake_quantize_fp8, input_scale=scale) for scale in scales)
+            assert isinstance(layer, DecoderLayer)
+            layer.attention.quantize_kv = (keys, values)

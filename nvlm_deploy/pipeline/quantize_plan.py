@@ -1,0 +1,173 @@
+"""The plan of a quantization: everything that can be known before the calibration set is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
+from nvlm_deploy.config.calibration import CalibrationSet, read_calibration_set
+from nvlm_deploy.config.catalog import load_yaml_model
+from nvlm_deploy.config.manifest import PartSize
+from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.target import Target
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
+from nvlm_deploy.pipeline.atomic import check_output
+from nvlm_deploy.preprocess.tokenizer import Tokenizer
+from nvlm_deploy.quantization.groups import all_groups
+from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
+
+DEFAULT_CALIBRATION = "documents"
+_CALIBRATION_PREFIX = "calibration."
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """What a user asks for. `overrides` are `key.path=value`, for the set with `calibration.` before them."""
+
+    checkpoint: Path
+    recipe: str
+    output: Path
+    calibration: str = DEFAULT_CALIBRATION
+    target: str | None = None
+    overrides: tuple[str, ...] = ()
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizePlan:
+    """A quantization that can start."""
+
+    output: Path
+    weights: ModelWeights
+    tokenizer: Tokenizer
+    recipe: Recipe
+    calibration: CalibrationSet | None
+    calibration_directory: Path
+    quantization: QuantizationPlan
+    device: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.reader.directory
+
+    @property
+    def sizes(self) -> tuple[PartSize, ...]:
+        """Bytes of every part's weights before and after, with the embedding as released."""
+        return self.quantization.sizes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A structure of plain types for JSON."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "output": str(self.output),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
+            "device": self.device,
+            "sizes": [asdict(size) for size in self.sizes],
+        }
+
+
+def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
+    """Check a request against checkpoint, recipe, set and device; writes nothing.
+
+    Raises:
+        UsageError: an unknown name, a refused override, an output that exists, a recipe that makes no
+            quantized checkpoint.
+        UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device.
+        NvlmError: the checkpoint, its tokenizer or a file of the catalogs is not in order.
+    """
+    check_output(request.output)
+    of_recipe = [text for text in request.overrides if not text.startswith(_CALIBRATION_PREFIX)]
+    of_set = [
+        text.removeprefix(_CALIBRATION_PREFIX)
+        for text in request.overrides
+        if text.startswith(_CALIBRATION_PREFIX)
+    ]
+    recipe = load_yaml_model("recipe", request.recipe, Recipe, of_recipe)
+    if not recipe.makes_checkpoint:
+        raise UsageError(
+            f"recipe {recipe.name} is made while an engine is written, and has no quantized checkpoint",
+            hint=f"nvlm-build engine {request.checkpoint} --recipe {recipe.name}",
+        )
+    if request.target is not None:
+        check_target(recipe, load_yaml_model("target", request.target, Target))
+    calibration, directory = None, Path()
+    if recipe.needs_calibration:
+        calibration, directory = read_calibration_set(request.calibration, of_set)
+    _check_device(request.device)
+    weights = ModelWeights(CheckpointReader(request.checkpoint))
+    quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
+    _check_storages(recipe, quantization, weights)
+    weights.verify_dummy_heads()
+    return QuantizePlan(
+        output=request.output,
+        weights=weights,
+        tokenizer=Tokenizer.from_directory(request.checkpoint),
+        recipe=recipe,
+        calibration=calibration,
+        calibration_directory=directory,
+        quantization=quantization,
+        device=request.device,
+    )
+
+
+def check_target(recipe: Recipe, target: Target) -> None:
+    """Refuse a recipe whose arithmetic a target's GPU does not have.
+
+    Raises:
+        UnsuitableError: names both compute capabilities.
+    """
+    if recipe.needs_sm is None or target.sm is None or target.sm >= recipe.needs_sm:
+        return
+    raise UnsuitableError(
+        f"recipe {recipe.name} needs a GPU of compute capability {_capability(recipe.needs_sm)}, and "
+        f"{target.name} has {_capability(target.sm)}",
+        hint="int8-sq and int4-awq run from 8.0 on: nvlm-build recipes shows what each one needs",
+    )
+
+
+def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
+    if plan.tied and plan.storage(LM_HEAD).quantized:
+        raise UnsuitableError(
+            f"recipe {recipe.name} quantizes lm_head, which this model ties to its embedding",
+            hint="use --set weights.lm_head.format=fp16",
+        )
+    _check_padded_groups(recipe, plan, weights.reader.config)
+    for group in all_groups(weights.reader.config):
+        kept = {name for name in group.weights if not plan.storage(name).quantized}
+        if group.linears[0].startswith("vision.") and kept and len(kept) < len(group.weights):
+            raise NvlmError(
+                f"recipe {recipe.name} keeps {sorted(kept)[0]} in floats, but the tower's q, k and v are one "
+                "tensor in the checkpoint",
+                hint="keep all three of them, or none",
+            )
+
+
+def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmConfig) -> None:
+    """On disk, the tower's attention has dummy heads, which groups must divide, too."""
+    shapes = expected_tensors(config)
+    for rule in model_table(config).rules:
+        tensor, shape = plan.tensors[rule.targets[0]], shapes[rule.sources[0]]
+        size = tensor.storage.group_size if tensor.storage.algorithm else 0
+        if size and shape[1] % size:
+            raise UnsuitableError(
+                f"recipe {recipe.name}: {rule.sources[0]} has {shape[1]:,} inputs with its dummy heads, "
+                f"which groups of {size} do not divide",
+                hint=f"use smaller groups, or keep it: a 'keep' rule that matches {rule.targets[0]}",
+            )
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
+
+
+def _capability(sm: int) -> str:
+    return f"{sm // 10}.{sm % 10}"

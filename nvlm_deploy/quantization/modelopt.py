@@ -1,0 +1,146 @@
+"""The one door to NVIDIA ModelOpt: its searches, one matrix at a time.
+
+Whole-model calibration needs the whole model. Every search here sees one matrix and a sample of its
+inputs, which is all that they use. ModelOpt prints on stdout; here that goes to the log.
+
+Shapes: N output features, K input features, J groups per row, R sampled inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nvlm_deploy.config.recipe import AwqSettings, GptqSettings
+from nvlm_deploy.errors import UnsuitableError
+
+logger = logging.getLogger(__name__)
+
+# Inputs pass through a matrix in pieces of so many rows, which bounds the memory of its outputs.
+_ROWS_PER_PASS = 512
+# The clipping search compares every group on its own, so rows of a matrix are searched apart; ModelOpt
+# quantizes all of the matrix anew for every 1,024 of them.
+_CLIP_ROWS = 1024
+
+
+def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: AwqSettings) -> Tensor:
+    """Search AWQ's scale: what inputs are multiplied with, and weights divided by.
+
+    (modelopt.torch.quantization.model_calib.awq_lite; arXiv 2306.00978.)
+
+    Returns:
+        float32 [K], near one in the geometric mean.
+    """
+    algorithm = {"method": "awq_lite", "alpha_step": settings.alpha_step}
+    linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
+    scale: Tensor = linear.input_quantizer.pre_quant_scale
+    return scale.float().reshape(-1)
+
+
+def clipped_amax(weight_NK: Tensor, rows_RK: Tensor, group_size: int) -> Tensor:
+    """Search the largest magnitude that each group of an INT4 matrix should keep.
+
+    (modelopt.torch.quantization.model_calib.awq_clip.)
+
+    Returns:
+        float32 [N, J], between half of the group's own maximum and all of it.
+    """
+    pieces = []
+    for chunk_NK in weight_NK.split(_CLIP_ROWS):
+        linear = _quantized(chunk_NK, rows_RK, _int_weights(4, group_size), {"method": "awq_clip"})
+        pieces.append(linear.weight_quantizer.amax.float().reshape(len(chunk_NK), -1))
+    return torch.cat(pieces)
+
+
+def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor:
+    """Return SmoothQuant's scale for inputs of the magnitudes `amax_K`.
+
+    (modelopt.torch.quantization.model_calib.smoothquant; arXiv 2211.10438.)
+
+    Returns:
+        float32 [K]: inputs are multiplied with it, weights divided by it.
+    """
+    config = [
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": -1}},
+    ]
+    # The search looks at the inputs' range alone, which one row with every channel's maximum has, too.
+    algorithm = {"method": "smoothquant", "alpha": alpha}
+    linear = _quantized(weight_NK, amax_K.unsqueeze(0), config, algorithm)
+    scale: Tensor = linear.input_quantizer.pre_quant_scale
+    return scale.float().reshape(-1)
+
+
+def gptq_weights(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: GptqSettings) -> Tensor:
+    """Round to INT4 column by column, each one's error compensated by the columns behind it.
+
+    (modelopt.torch.quantization.model_calib.gptq; arXiv 2210.17323.) Memory: several matrices [K, K].
+
+    Returns:
+        float32 [N, K] on the grid of the groups of `weight_NK`.
+    """
+    algorithm = {
+        "method": "gptq",
+        "perc_damp": settings.damping,
+        "block_size": math.gcd(settings.block_size, weight_NK.shape[1]),
+    }
+    linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
+    updated: Tensor = linear.weight.detach()
+    return updated
+
+
+def _int_weights(bits: int, group_size: int) -> list[dict[str, Any]]:
+    weights = {"num_bits": bits, "block_sizes": {-1: group_size, "type": "static"}}
+    return [
+        {"quantizer_name": "*weight_quantizer", "cfg": weights},
+        {"quantizer_name": "*input_quantizer", "enable": False},
+    ]
+
+
+def _quantized(
+    weight_NK: Tensor, rows_RK: Tensor, config: list[dict[str, Any]], algorithm: dict[str, Any]
+) -> Any:
+    """Return a linear that ModelOpt has quantized; `weight_NK` itself is not changed."""
+    rows, columns = weight_NK.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight_NK.clone(), requires_grad=False)
+    holder = nn.ModuleDict({"linear": linear})
+
+    def show(model: nn.Module) -> None:
+        for piece_RK in rows_RK.split(_ROWS_PER_PASS):
+            model.get_submodule("linear")(piece_RK)
+
+    with _quiet(), torch.no_grad():
+        mtq = _modelopt()
+        mtq.quantize(holder, {"quant_cfg": config, "algorithm": algorithm}, show)
+    return holder["linear"]
+
+
+def _modelopt() -> Any:
+    try:
+        import modelopt.torch.quantization as mtq
+    except ModuleNotFoundError as error:
+        raise UnsuitableError(
+            f"calibrated recipes need NVIDIA ModelOpt, and {error.name} is not installed",
+            hint="pip install 'nvlm-deploy[modelopt]'",
+        ) from None
+    return mtq
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ModelOpt's messages off stdout, and its warnings about versions to itself."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    for line in said.getvalue().splitlines():
+        logger.debug("modelopt: %s", line)

@@ -1,0 +1,156 @@
+"""What linears see: ranges of their inputs by token class, and a sample of the inputs themselves.
+
+Shapes: R rows (token positions), K input features, C token classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from nvlm_deploy.calibration.sample import TokenClass
+from nvlm_deploy.quantization.groups import LinearGroup
+
+CLASSES = len(TokenClass)
+# An input counts as an outlier when it is so many times the root mean square of its linear's inputs.
+OUTLIER_FACTOR = 20.0
+
+
+@dataclass(slots=True)
+class Observed:
+    """Inputs of one group of linears, over everything that was shown.
+
+    amax_CK: largest magnitude of each input feature, by token class. sums and counts are over all values of a
+    class. rows: sampled inputs, one per token, in the order in which they were seen.
+    """
+
+    amax_CK: Tensor
+    square_sum_C: Tensor
+    count_C: Tensor
+    outliers_C: Tensor
+    rows: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, features: int, device: torch.device) -> Observed:
+        """Nothing seen yet."""
+        square_sum_C, count_C, outliers_C = torch.zeros(3, CLASSES, dtype=torch.float64, device=device)
+        return cls(torch.zeros(CLASSES, features, device=device), square_sum_C, count_C, outliers_C)
+
+    def add(self, x_RK: Tensor, classes_R: Tensor, keep_R: Tensor) -> None:
+        """Take in the inputs of R tokens; `keep_R` are the indices of those that are kept as they are."""
+        for kind in classes_R.unique().tolist():
+            x_SK = x_RK[classes_R == kind]
+            magnitudes = x_SK.abs()
+            self.amax_CK[kind] = torch.maximum(self.amax_CK[kind], magnitudes.amax(0))
+            square_sum = x_SK.square().sum(dtype=torch.float64)
+            self.square_sum_C[kind] += square_sum
+            self.count_C[kind] += x_SK.numel()
+            limit = OUTLIER_FACTOR * (square_sum / x_SK.numel()).sqrt()
+            self.outliers_C[kind] += (magnitudes > limit).sum()
+        if len(keep_R):
+            self.rows.append(x_RK[keep_R].float())
+
+    @property
+    def amax_K(self) -> Tensor:
+        """Largest magnitude of each input feature, float32 [K]."""
+        return self.amax_CK.amax(0)
+
+    def rows_RK(self) -> Tensor:
+        """The kept inputs, float32 [R, K]."""
+        return torch.cat(self.rows)
+
+    def by_class(self, limit: float | None = None) -> dict[str, dict[str, float]]:
+        """Statistics of every class seen: amax, rms, shares of outliers and of channels beyond `limit`."""
+        report = {}
+        for kind in TokenClass:
+            if not self.count_C[kind]:
+                continue
+            count = float(self.count_C[kind])
+            report[kind.name.lower()] = {
+                "amax": float(self.amax_CK[kind].max()),
+                "rms": float((self.square_sum_C[kind] / count).sqrt()),
+                "outliers": float(self.outliers_C[kind]) / count,
+            }
+            if limit is not None:
+                clipped = (self.amax_CK[kind] > limit).float().mean()
+                report[kind.name.lower()]["channels_clipped"] = float(clipped)
+        return report
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One sample as a layer sees it: the class of every row, and the rows whose inputs are kept."""
+
+    classes_R: Tensor
+    keep_R: Tensor
+
+
+class Observer:
+    """Watches the inputs of groups of linears while samples pass through a model."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[LinearGroup]) -> None:
+        self.seen: dict[str, Observed] = {}
+        """What was seen, by the first linear of each group."""
+        self._modules = {group.linears[0]: model.get_submodule(group.linears[0]) for group in groups}
+        self._shown: Shown | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Observe every forward pass inside the block; `show` says what passes."""
+        handles = [
+            module.register_forward_pre_hook(self._hook(name)) for name, module in self._modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def show(self, sample: Shown) -> None:
+        """Say what the next forward pass is about."""
+        self._shown = sample
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert self._shown is not None, "show a sample before it passes"
+            x_RK = inputs[0].detach().flatten(0, -2)
+            if name not in self.seen:
+                self.seen[name] = Observed.empty(x_RK.shape[1], x_RK.device)
+            self.seen[name].add(x_RK, self._shown.classes_R, self._shown.keep_R)
+
+        return observe
+
+
+def choose_rows(
+    classes: Sequence[npt.NDArray[np.int8]],
+    weights: Mapping[TokenClass, float],
+    most: int,
+    seed: int,
+) -> list[npt.NDArray[np.int64]]:
+    """Choose at most `most` rows over all samples, without repetition.
+
+    Args:
+        classes: token class of every row, one array a sample.
+        weights: how likely a row of a class is chosen, relative to one of weight 1; 0 never.
+
+    Returns:
+        Sorted indices of the chosen rows, one array a sample. The same seed chooses the same rows.
+    """
+    rng = np.random.default_rng(seed)
+    table = np.array([weights[kind] for kind in TokenClass], np.float64)
+    row_weights = np.concatenate([table[sample] for sample in classes])
+    # Efraimidis and Spirakis (2006): the largest u^(1/w) are a weighted sample without replacement.
+    with np.errstate(divide="ignore"):
+        keys = np.log(rng.random(len(row_weights))) / row_weights
+    keys[row_weights == 0] = -np.inf
+    count = min(most, int((row_weights > 0).sum()))
+    chosen = np.zeros(len(keys), bool)
+    chosen[np.argsort(-keys, kind="stable")[:count]] = True
+    ends = np.cumsum([len(sample) for sample in classes])[:-1]
+    return [np.flatnonzero(part) for part in np.split(chosen, ends)]

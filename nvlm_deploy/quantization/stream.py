@@ -1,0 +1,89 @@
+"""Show the calibration set to a model step by step, with one step in memory and hidden states on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from nvlm_deploy.calibration import CalibrationSamples, TokenClass
+from nvlm_deploy.config.calibration import ClassWeights
+from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.observe import Observed, Observer, Shown, choose_rows
+from nvlm_deploy.quantization.spool import Spool
+from nvlm_deploy.quantization.steps import Step, model_steps
+from nvlm_deploy.quantization.streamed_model import StreamedModel
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How much is looked at.
+
+    rows: inputs per linear that searches see, at most; statistics are over all. seed: which rows.
+    """
+
+    class_weights: ClassWeights = field(default_factory=ClassWeights)
+    rows: int = 2048
+    seed: int = 0
+
+
+class CalibrationStream:
+    """Runs steps in order. Steps up to a finished one can be skipped if their outputs are still spooled."""
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        samples: CalibrationSamples | None,
+        spool_directory: Path,
+        settings: StreamSettings,
+        progress: ProgressCallback = no_progress,
+    ) -> None:
+        """Without samples, nothing can be observed; the steps are there all the same."""
+        self.model, self.samples, self.settings = model, samples or (), settings
+        self.steps = model_steps(model)
+        self._spool, self._progress = Spool(spool_directory), progress
+        # Tiles are large and slow to make, and all steps but the first do without them.
+        self._without_tiles = [replace(sample, tiles=sample.tiles[:0]) for sample in self.samples]
+        self._kept: dict[tuple[bytes, ...], list[torch.Tensor]] = {}
+
+    def observe(self, index: int) -> Mapping[str, Observed]:
+        """Run one step over all samples; return what its groups saw, by their first linear.
+
+        The inputs of the step stay on disk until `finish`, so that it can be repeated.
+        """
+        step = self.steps[index]
+        observer = Observer(self.model.model, step.groups)
+        kept = self._kept_rows(step) if step.groups else []
+        with self.model.loaded(step.computes_with), observer.watching(), torch.no_grad():
+            for number, sample in enumerate(self.samples if index == 0 else self._without_tiles):
+                x = self._read(index, number)
+                if step.groups:
+                    classes_R = step.classes(sample).to(self.model.device)
+                    observer.show(Shown(classes_R, kept[number].to(self.model.device)))
+                y = step.run(self.model, sample, x)
+                if y is not None:
+                    self._spool.write(index + 1, number, y)
+                done = index * len(self.samples) + number + 1
+                self._progress("show samples", done, len(self.steps) * len(self.samples))
+        return observer.seen
+
+    def finish(self, index: int) -> None:
+        """Forget a step's inputs; its outputs are those of the next."""
+        self._spool.forget(index)
+
+    def _read(self, index: int, number: int) -> torch.Tensor | None:
+        if not self._spool.has(index, number):
+            return None
+        return self._spool.read(index, number).to(self.model.device)
+
+    def _kept_rows(self, step: Step) -> Sequence[torch.Tensor]:
+        """The rows that searches see: the same ones in all steps whose rows mean the same."""
+        classes = [step.classes(sample).numpy() for sample in self._without_tiles]
+        key = tuple(rows.tobytes() for rows in classes)
+        if key not in self._kept:
+            weights = {kind: getattr(self.settings.class_weights, kind.name.lower()) for kind in TokenClass}
+            chosen = choose_rows(classes, weights, self.settings.rows, self.settings.seed)
+            self._kept[key] = [torch.from_numpy(rows) for rows in chosen]
+        return self._kept[key]
