@@ -16,7 +16,7 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),2.13.0+cpu,2.13.0)
 
 DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
-SOURCES = $(shell find nvlm_deploy quantization engines/targets -name '*.py' -o -name '*.yaml')
+SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
 .PHONY: help setup demo test test-unit test-integration test-memory lint format bench clean
 
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-build-isolation --editable '.[dev,modelopt]'
 	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
@@ -46,7 +46,7 @@ $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*
 test: test-unit test-integration ## Run both tiers of tests, without the slow ones.
 
 test-unit: $(READY) ## Run the unit tests: under a minute.
-	$(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
 
 test-integration: $(READY) ## Run the integration tests.
 	$(BIN)/python -m pytest tests/integration
