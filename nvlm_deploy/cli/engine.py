@@ -14,23 +14,44 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--recipe", metavar="NAME", required=True, help="How numbers are stored: nvlm-build recipes.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    help="How numbers are stored: nvlm-build recipes. A quantized checkpoint has its own.",
+)
 @click.option("--target", metavar="NAME", required=True, help="The device: nvlm-build targets.")
 @click.option(
     "--set",
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Change a value of the recipe (weights.vision.group_size=64) or target (target.max_context=4096).",
+    help="Change a value of the recipe (weights.vision.group_size=64), the target (target.max_context=4096) "
+    "or the calibration set (calibration.count=32).",
+)
+@click.option(
+    "--calibration",
+    metavar="SET",
+    default="documents",
+    show_default=True,
+    help="What the model is shown if the recipe is calibrated: nvlm-build calibration, or a .yaml file.",
+)
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    default="cpu",
+    show_default=True,
+    help="Where it is shown: cpu, cuda or cuda:N.",
 )
 @click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def engine(
     checkpoint: Path,
-    recipe: str,
+    recipe: str | None,
     target: str,
     overrides: tuple[str, ...],
+    calibration: str,
+    device: str,
     output: Path,
     dry_run: bool,
     as_json: bool,
@@ -38,13 +59,14 @@ def engine(
     """Build the engine bundle of a checkpoint.
 
     CHECKPOINT is a directory in the layout of the released NVLM-D: config.json, safetensors and
-    tokenizer files. BUNDLE must not exist; it appears whole or not at all.
+    tokenizer files; or what `nvlm-build quantize` made of one. A calibrated recipe quantizes a released
+    checkpoint first. BUNDLE must not exist; it appears whole or not at all.
     """
     from nvlm_deploy.cli.output import note, print_json, progress_bars
     from nvlm_deploy.pipeline.engine import build_engine_bundle
     from nvlm_deploy.pipeline.plan import BuildRequest, plan_engine
 
-    plan = plan_engine(BuildRequest(checkpoint, recipe, target, output, overrides))
+    plan = plan_engine(BuildRequest(checkpoint, recipe, target, output, overrides, calibration, device))
     for text in plan.notes:
         note(text)
     if dry_run:

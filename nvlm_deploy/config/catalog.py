@@ -69,14 +69,22 @@ def load_yaml_model(
         NvlmError: the file is not what the schema says; the message names file and key.
     """
     file = find(kind, name_or_path)
-    data = _read_with_bases(kind, file, ())
+    return validate(_read_with_bases(kind, file, ()), schema, file.label, overrides)
+
+
+def validate(data: dict[str, Any], schema: type[Schema], label: str, overrides: Sequence[str] = ()) -> Schema:
+    """Read `data` into `schema`, after setting `key.path=value` overrides in it; `label` is for errors.
+
+    Raises:
+        UsageError, NvlmError: as `load_yaml_model`.
+    """
     applied = [Override.parse(text) for text in overrides]
     for override in applied:
         override.apply(data)
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise explain(error, schema, file.label, applied) from None
+        raise explain(error, schema, label, applied) from None
 
 
 def read_yaml(file: CatalogFile) -> dict[str, Any]:

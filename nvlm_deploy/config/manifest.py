@@ -17,7 +17,7 @@ from nvlm_deploy.config.strict_json import from_json, to_json
 from nvlm_deploy.errors import NvlmError, VerificationError
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 _DIGEST_KEY = "manifest_sha256"
@@ -70,9 +70,11 @@ class PromptSettings:
 class EngineManifest:
     """The contents of `manifest.json`.
 
-    `recipe` and `target` are resolved: as they were after every override. `context` is the most
-    tokens that prompt and answer may have together. `vision` and `llm` describe the graphs' inputs
-    and outputs in the backend's own words. `results` holds what was measured at build time.
+    `recipe` and `target` are resolved: as they were after every override. `checkpoint_fingerprint` is that
+    of the released checkpoint, and `quantization` what was recorded when it was quantized; None for
+    recipes that round while the engine is written. `context` is the most tokens that prompt and answer
+    may have together. `vision` and `llm` describe the graphs' inputs and outputs in the backend's own
+    words. `results` holds what was measured at build time.
     """
 
     format_version: int
@@ -82,6 +84,7 @@ class EngineManifest:
     recipe: dict[str, Any]
     target: dict[str, Any]
     checkpoint_fingerprint: str
+    quantization: dict[str, Any] | None
     tool_versions: dict[str, str]
     context: int
     tiler: TilerSettings

@@ -1,8 +1,8 @@
 """Export: standard ONNX graphs built from the config, with weights that stream when they are written."""
 
 from nvlm_deploy.export.decoder import build_decoder
+from nvlm_deploy.export.matrices import CodeReader, WeightReader
 from nvlm_deploy.export.vision import build_vision
-from nvlm_deploy.export.weights import WeightReader
 from nvlm_deploy.export.writer import Progress, write_model
 
-__all__ = ["Progress", "WeightReader", "build_decoder", "build_vision", "write_model"]
+__all__ = ["CodeReader", "Progress", "WeightReader", "build_decoder", "build_vision", "write_model"]

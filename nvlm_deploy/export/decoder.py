@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from nvlm_deploy.config.model import LanguageConfig
 from nvlm_deploy.export.graph import GraphBuilder
-from nvlm_deploy.export.weights import WeightReader, WeightSource
+from nvlm_deploy.export.matrices import WeightReader
+from nvlm_deploy.export.weights import WeightSource
 from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
 
 CONTEXT_KEY = "nvlm.context_length"

@@ -9,12 +9,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nvlm_deploy.export.activations import QuantizedInputs
+from nvlm_deploy.export.matrices import Matrix
 from nvlm_deploy.export.weights import (
     StreamedTensor,
     WeightSource,
     code_layout,
     float_layout,
+    row_scale_layout,
     scale_layout,
+    whole_code_layout,
     zero_point_layout,
 )
 
@@ -29,6 +33,7 @@ class GraphBuilder:
     def __init__(self, name: str, source: WeightSource, opset: int) -> None:
         self.source = source
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name)
+        self._inputs = QuantizedInputs(self)
 
     def model(self, metadata: dict[str, str]) -> ir.Model:
         """Return the finished model; `metadata` is what the graph's shapes do not tell."""
@@ -71,8 +76,11 @@ class GraphBuilder:
         return add_initializer(self.graph, name, self.source.small(name, shape))
 
     def linear(self, name: str, x: ir.Value, bias: bool = False) -> ir.Value:
-        """`x @ weight.T (+ bias)`: MatMul with [K, N] weights, dequantized block by block if quantized."""
-        y: ir.Value = self.op(name, "MatMul", [x, self._matrix(f"{name}.weight", transposed=True)])
+        """`x @ weight.T (+ bias)`: MatMul with [K, N] weights, dequantized if quantized, and so x."""
+        weight = f"{name}.weight"
+        y: ir.Value = self.op(
+            name, "MatMul", [self._inputs.quantized(weight, x), self._matrix(weight, transposed=True)]
+        )
         if bias:
             y = self.op(f"{name}.biased", "Add", [y, self.parameter(f"{name}.bias")])
         return y
@@ -89,9 +97,13 @@ class GraphBuilder:
         if not storage.quantized:
             stored = self._add(name, float_layout(matrix, transposed=transposed))
             return stored if storage.format == "fp32" else self._to_fp32(name, stored)
+        if not storage.group_size:
+            return self._whole(name, matrix, transposed=transposed)
         codes = self._add(f"{name}.codes", code_layout(matrix, transposed=transposed))
         scales = self._add(f"{name}.scales", scale_layout(matrix, transposed=transposed))
-        inputs: list[ir.Value | None] = [codes, self._to_fp32(f"{name}.scales", scales)]
+        if scales.dtype != ir.DataType.FLOAT:
+            scales = self._to_fp32(f"{name}.scales", scales)
+        inputs: list[ir.Value | None] = [codes, scales]
         if not storage.symmetric:
             inputs.append(self._add(f"{name}.zero_points", zero_point_layout(matrix, transposed=transposed)))
         value: ir.Value = self.op(
@@ -101,6 +113,15 @@ class GraphBuilder:
             axis=0 if transposed else 1,
             block_size=storage.group_size,
         )
+        return value
+
+    def _whole(self, name: str, matrix: Matrix, *, transposed: bool) -> ir.Value:
+        """A matrix whose scale belongs to a row (INT8) or to all of it (FP8)."""
+        codes = self._add(f"{name}.codes", whole_code_layout(matrix, transposed=transposed))
+        shape = () if matrix.storage.format == "fp8" else (matrix.rows,)
+        scales = self._add(f"{name}.scales", row_scale_layout(matrix, *shape))
+        axis = 1 if transposed else 0
+        value: ir.Value = self.op(f"{name}.dequantized", "DequantizeLinear", [codes, scales], axis=axis)
         return value
 
     def _add(self, name: str, tensor: StreamedTensor) -> ir.Value:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from nvlm_deploy.config.model import NvlmConfig, VisionConfig
 from nvlm_deploy.export.graph import GraphBuilder
-from nvlm_deploy.export.weights import WeightReader, WeightSource
+from nvlm_deploy.export.matrices import WeightReader
+from nvlm_deploy.export.weights import WeightSource
 from nvlm_deploy.preprocess.tiles import IMAGENET_MEAN, IMAGENET_STD
 from nvlm_deploy.quantization.plan import QuantizationPlan
 

@@ -6,110 +6,14 @@ Shapes: N rows (output features), K columns (input features), J quantization gro
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.export.matrices import Array, Matrix, WeightReader, code_reader, read_float32
 from nvlm_deploy.quantization.plan import QuantizationPlan, Storage
-from nvlm_deploy.quantization.rtn import QuantizedMatrix, pack_nibbles, quantize
-
-if TYPE_CHECKING:
-    import torch
-
-Array = NDArray[Any]
-
-# Rows are converted in chunks of this many elements, which bounds the memory of a build.
-_CHUNK_ELEMENTS = 1 << 22
-
-
-class WeightReader(Protocol):
-    """Where parameters come from, by the names of `nvlm_deploy.models` (checkpoint.ModelWeights)."""
-
-    def names(self) -> tuple[str, ...]:
-        """All parameter names."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one parameter."""
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Read one parameter."""
-
-    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Read rows `[start, stop)` of a parameter."""
-
-
-class Matrix:
-    """One matrix, or several with the same columns stacked along N, and how it is stored."""
-
-    def __init__(self, weights: WeightReader, names: tuple[str, ...], storage: Storage) -> None:
-        self.weights, self.names, self.storage = weights, names, storage
-        shapes = [weights.shape(name) for name in names]
-        self.rows = sum(shape[0] for shape in shapes)
-        self.columns = shapes[0][1]
-        self._small: dict[str, Array] = {}
-
-    @property
-    def groups(self) -> int:
-        """Number of quantization groups per row."""
-        return self.storage.groups(self.columns)
-
-    def content_key(self, *layout: Hashable) -> Hashable:
-        """Equal for equal bytes: the same numbers, stored in the same way, in the same `layout`."""
-        storage = self.storage
-        return (self.names, storage.format, storage.group_size, storage.symmetric, *layout)
-
-    def float_chunks(self) -> Iterator[NDArray[np.float32]]:
-        """Yield all rows as float32 [n, K]."""
-        step = max(1, _CHUNK_ELEMENTS // self.columns)
-        for name in self.names:
-            rows = self.weights.shape(name)[0]
-            for start in range(0, rows, step):
-                yield _to_float32(self.weights, name, start, min(rows, start + step))
-
-    def stored_chunks(self) -> Iterator[Array]:
-        """Yield all rows of a matrix that is stored as floats, in its storage type."""
-        for chunk_NK in self.float_chunks():
-            yield self._to_fp16(chunk_NK) if self.storage.format == "fp16" else chunk_NK
-
-    def quantized_chunks(self) -> Iterator[QuantizedMatrix]:
-        """Yield all rows quantized; keeps scales and zero points until `take_small` asks for them."""
-        storage = self.storage
-        scales, zero_points = [], []
-        for chunk_NK in self.float_chunks():
-            try:
-                quantized = quantize(
-                    chunk_NK, bits=storage.bits, group_size=storage.group_size, symmetric=storage.symmetric
-                )
-            except NvlmError as error:
-                raise NvlmError(f"{' + '.join(self.names)} cannot be quantized: {error.message}") from None
-            scales.append(quantized.scales_NJ)
-            if quantized.zero_points_NJ is not None:
-                zero_points.append(quantized.zero_points_NJ)
-            yield quantized
-        self._small["scales"] = np.concatenate(scales)
-        if zero_points:
-            self._small["zero_points"] = np.concatenate(zero_points)
-
-    def take_small(self, role: str) -> Array:
-        """Return `scales` (float16 [N, J]) or `zero_points` (uint8 [N, J]) and forget them.
-
-        They were made with the codes. Asked for a second time, they are made again.
-        """
-        if role not in self._small:
-            for _ in self.quantized_chunks():
-                pass
-        return self._small.pop(role)
-
-    def _to_fp16(self, chunk_NK: NDArray[np.float32]) -> NDArray[np.float16]:
-        if chunk_NK.size and float(np.abs(chunk_NK).max()) > float(np.finfo(np.float16).max):
-            raise NvlmError(
-                f"{' + '.join(self.names)} holds values that are too large for FP16",
-                hint="store it as fp32: add it to the recipe's 'keep' with 'format: fp32'",
-            )
-        return chunk_NK.astype(np.float16)
+from nvlm_deploy.quantization.rtn import QuantizedMatrix, pack_nibbles
 
 
 class StreamedTensor(ir.LazyTensor):
@@ -156,21 +60,23 @@ class WeightSource:
         tensor = self.plan.tensors[name]
         return Matrix(self.weights, (tensor.source,), tensor.storage)
 
+    def input_scale(self, name: str) -> float | None:
+        """Scale of the static activations that a matrix is multiplied with."""
+        scale = code_reader(self.weights).input_scale(name)
+        return None if scale is None else float(scale)
+
+    def pre_quant_scale(self, name: str) -> NDArray[np.float32] | None:
+        """What the inputs of a matrix are multiplied with, float32 [K]."""
+        scale = code_reader(self.weights).pre_quant_scale(name)
+        return None if scale is None else scale.numpy()
+
     def small(self, name: str, shape: tuple[int, ...] | None = None) -> StreamedTensor:
         """Return a parameter that stays FP32, reshaped if `shape` is given."""
 
         def chunks() -> Iterator[Array]:
-            yield _to_float32(self.weights, name, 0, self.weights.shape(name)[0])
+            yield read_float32(self.weights, name, 0, self.weights.shape(name)[0])
 
         return StreamedTensor(ir.DataType.FLOAT, shape or self.weights.shape(name), chunks, ("fp32", name))
-
-
-def stacked(matrices: list[Matrix]) -> Matrix | None:
-    """Stack matrices along N if they are stored alike and have equal columns, else return None."""
-    first = matrices[0]
-    if any(m.storage != first.storage or m.columns != first.columns for m in matrices):
-        return None
-    return Matrix(first.weights, tuple(name for m in matrices for name in m.names), first.storage)
 
 
 def float_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
@@ -204,7 +110,8 @@ def code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
 
 
 def scale_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
-    """Lay scales out as float16 [N, J] or [J, N]."""
+    """Lay scales out as [N, J] or [J, N]: float16, or float32 as in a quantized checkpoint."""
+    dtype = ir.DataType.FLOAT if matrix.storage.algorithm else ir.DataType.FLOAT16
 
     def chunks() -> Iterator[Array]:
         scales_NJ = matrix.take_small("scales")
@@ -212,7 +119,30 @@ def scale_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
 
     shape = (matrix.groups, matrix.rows) if transposed else (matrix.rows, matrix.groups)
     key = matrix.content_key("scales", transposed)
-    return StreamedTensor(ir.DataType.FLOAT16, shape, chunks, key, matrix)
+    return StreamedTensor(dtype, shape, chunks, key, matrix)
+
+
+def whole_code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
+    """Lay the codes of a format without groups out as [N, K] or [K, N]: INT8 or FP8."""
+
+    def chunks() -> Iterator[Array]:
+        codes_NK, _ = matrix.codes()
+        yield codes_NK.T if transposed else codes_NK
+
+    dtype = ir.DataType.FLOAT8E4M3FN if matrix.storage.format == "fp8" else ir.DataType.INT8
+    shape = (matrix.columns, matrix.rows) if transposed else (matrix.rows, matrix.columns)
+    key = matrix.content_key("whole codes", transposed)
+    return StreamedTensor(dtype, shape, chunks, key, matrix)
+
+
+def row_scale_layout(matrix: Matrix, *shape: int) -> StreamedTensor:
+    """Lay the scales of a format without groups out: float32, one a row, or in the shape () one for all."""
+
+    def chunks() -> Iterator[Array]:
+        _, scales_N1 = matrix.codes()
+        yield scales_N1 if shape else scales_N1[:1]
+
+    return StreamedTensor(ir.DataType.FLOAT, shape, chunks, matrix.content_key("row scales", shape), matrix)
 
 
 def zero_point_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
@@ -241,10 +171,3 @@ def _signed(chunk: QuantizedMatrix, storage: Storage, columns: int) -> NDArray[n
         return codes_NK
     # Subtracting the middle of the range and flipping its top bit are the same thing.
     return codes_NK ^ np.uint8(1 << (storage.bits - 1))
-
-
-def _to_float32(weights: WeightReader, name: str, start: int, stop: int) -> NDArray[np.float32]:
-    import torch
-
-    array: NDArray[np.float32] = weights.read_rows(name, start, stop, torch.float32).numpy()
-    return array

@@ -12,6 +12,7 @@ from typing import Any
 
 import nvlm_deploy
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -22,7 +23,10 @@ from nvlm_deploy.config.manifest import (
 from nvlm_deploy.config.strict_json import to_json
 from nvlm_deploy.pipeline.atomic import atomic_directory
 from nvlm_deploy.pipeline.plan import EnginePlan
+from nvlm_deploy.pipeline.quantize import quantize_checkpoint
 from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
+from nvlm_deploy.quantization.record import QuantizationRecord
 
 # What a bundle's contents depend on.
 _TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "pillow", "tokenizers", "torch")
@@ -53,19 +57,31 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
         NvlmError: the disk is full, or a tensor cannot be stored as planned.
     """
     start = time.perf_counter()
+    weights, record = _weights(plan, progress)
     with atomic_directory(plan.output) as work:
         _copy_files(plan, work)
         sections = build_engine(
-            plan.weights,
+            weights,
             plan.config,
             plan.quantization,
             EngineSettings(plan.context),
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
-        manifest = _manifest(plan, work, sections, progress)
+        manifest = _manifest(plan, work, sections, record, progress)
         manifest.write(work)
+    if plan.quantize is not None:
+        shutil.rmtree(plan.quantize.output)
     return BuildResult(plan.output, manifest, time.perf_counter() - start)
+
+
+def _weights(plan: EnginePlan, progress: ProgressCallback) -> tuple[ModelWeights, QuantizationRecord | None]:
+    """The weights that are written, and what is recorded of them if they are quantized."""
+    weights = plan.weights
+    if plan.quantize is not None:
+        weights = open_weights(quantize_checkpoint(plan.quantize, progress).checkpoint)
+    quantized = isinstance(weights, QuantizedWeights)
+    return weights, QuantizationRecord.read(weights.reader.directory) if quantized else None
 
 
 def _copy_files(plan: EnginePlan, work: Path) -> None:
@@ -76,7 +92,11 @@ def _copy_files(plan: EnginePlan, work: Path) -> None:
 
 
 def _manifest(
-    plan: EnginePlan, work: Path, sections: dict[str, Any], progress: ProgressCallback
+    plan: EnginePlan,
+    work: Path,
+    sections: dict[str, Any],
+    record: QuantizationRecord | None,
+    progress: ProgressCallback,
 ) -> EngineManifest:
     config = plan.config
     return EngineManifest(
@@ -86,7 +106,8 @@ def _manifest(
         backend=plan.target.backend,
         recipe=plan.recipe.model_dump(mode="json"),
         target=plan.target.model_dump(mode="json"),
-        checkpoint_fingerprint=plan.weights.reader.fingerprint(),
+        checkpoint_fingerprint=record.fingerprint if record else plan.weights.reader.fingerprint(),
+        quantization=record.summary() if record else None,
         tool_versions=_tool_versions(),
         context=plan.context,
         tiler=TilerSettings(

@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from nvlm_deploy.backends.onnxruntime.build import DECODER_PATH, VISION_PATH, EngineSettings, check
+from nvlm_deploy.backends.onnxruntime.storage import adapt
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
-from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.target import Target
-from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
+from nvlm_deploy.pipeline.quantize_plan import (
+    CALIBRATION_PREFIX,
+    DEFAULT_CALIBRATION,
+    QuantizePlan,
+    QuantizeRequest,
+    check_target,
+    plan_quantize,
+)
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
+from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
+from nvlm_deploy.quantization.record import QuantizationRecord
 
 TOKENIZER_NAME = "tokenizer.json"
 # Besides the tokenizer, which a checkpoint may hold in another form and a bundle has in this one.
@@ -36,18 +46,27 @@ _TARGET_PREFIX = "target."
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What a user asks for: `overrides` are `key.path=value`, for the target with `target.` before them."""
+    """What a user asks for.
+
+    checkpoint: as released, or quantized. recipe: a quantized checkpoint has its own. overrides:
+    `key.path=value`, for the target with `target.` before them, for the calibration set with `calibration.`.
+    """
 
     checkpoint: Path
-    recipe: str
+    recipe: str | None
     target: str
     output: Path
     overrides: tuple[str, ...] = ()
+    calibration: str = DEFAULT_CALIBRATION
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """A build that can start. `context` in tokens, `disk_needed` and `disk_free` in bytes."""
+    """A build that can start. `context` in tokens, `disk_needed` and `disk_free` in bytes.
+
+    quantize: what makes the quantized checkpoint that `weights` stands for; None if it is there.
+    """
 
     output: Path
     weights: ModelWeights
@@ -60,6 +79,7 @@ class EnginePlan:
     disk_needed: int
     disk_free: int
     notes: tuple[str, ...]
+    quantize: QuantizePlan | None
 
     @property
     def checkpoint(self) -> Path:
@@ -108,21 +128,31 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
 
     Raises:
         UsageError: an unknown name, a refused override, an output that exists.
-        UnsuitableError: the context cannot hold one image, or the disk has too little room.
+        UnsuitableError: the context cannot hold one image, the disk has too little room, the target cannot
+            run the recipe.
         NvlmError: the checkpoint, its tokenizer or a file of the catalog is not in order.
     """
     check_output(request.output)
-    recipe, target = _read_catalogs(request)
-    weights = ModelWeights(CheckpointReader(request.checkpoint))
+    overrides = _split_overrides(request.overrides)
+    target = load_yaml_model("target", request.target, Target, overrides[_TARGET_PREFIX])
+    weights = open_weights(request.checkpoint)
+    recipe = _read_recipe(request, weights, overrides[""])
+    check_target(recipe, target)
+    quantize = _plan_quantize(request, recipe, weights)
     config = weights.reader.config
     tokenizer = Tokenizer.from_directory(request.checkpoint)
     context = min(target.max_context, config.language.max_position_embeddings)
     _check_context(context, config, tokenizer, target)
-    quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
+    resolved = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
+    if isinstance(weights, QuantizedWeights):
+        _check_stored(resolved, weights)
+    quantization = adapt(resolved)
     check(config, quantization, EngineSettings(context))
     weights.verify_dummy_heads()
     copied = tuple(name for name in COPIED_FILES if (request.checkpoint / name).is_file())
     needed = _OVERHEAD_BYTES + sum(part.after for part in quantization.sizes())
+    if quantize is not None:
+        needed += sum(part.after for part in quantize.sizes)
     return EnginePlan(
         output=request.output,
         weights=weights,
@@ -135,20 +165,67 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         disk_needed=needed,
         disk_free=_check_disk(request.output, needed),
         notes=target.notes(),
+        quantize=quantize,
     )
 
 
-def _read_catalogs(request: BuildRequest) -> tuple[Recipe, Target]:
-    of_target, of_recipe = _split_overrides(request.overrides)
-    recipe = load_yaml_model("recipe", request.recipe, Recipe, of_recipe)
-    target = load_yaml_model("target", request.target, Target, of_target)
-    return recipe, target
+def _read_recipe(request: BuildRequest, weights: ModelWeights, overrides: Sequence[str]) -> Recipe:
+    """Read the recipe that is asked for, or the one that a quantized checkpoint was made by."""
+    if isinstance(weights, QuantizedWeights):
+        recipe = QuantizationRecord.read(request.checkpoint).recipe(overrides)
+        if request.recipe not in (None, recipe.name):
+            raise UsageError(
+                f"{request.checkpoint} is quantized by the recipe {recipe.name}, not {request.recipe}",
+                hint="leave --recipe out, or give the released checkpoint",
+            )
+        return recipe
+    if request.recipe is None:
+        raise UsageError(
+            f"{request.checkpoint} is not quantized, so it needs a recipe",
+            hint="--recipe NAME; nvlm-build recipes shows them",
+        )
+    return load_yaml_model("recipe", request.recipe, Recipe, overrides)
 
 
-def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    of_target = [text.removeprefix(_TARGET_PREFIX) for text in overrides if text.startswith(_TARGET_PREFIX)]
-    of_recipe = [text for text in overrides if not text.startswith(_TARGET_PREFIX)]
-    return of_target, of_recipe
+def _plan_quantize(request: BuildRequest, recipe: Recipe, weights: ModelWeights) -> QuantizePlan | None:
+    """Plan the quantized checkpoint that a calibrated recipe needs, beside the output."""
+    if not recipe.makes_checkpoint or isinstance(weights, QuantizedWeights):
+        return None
+    assert request.recipe is not None, "a released checkpoint is built by a recipe of the request"
+    output = request.output
+    return plan_quantize(
+        QuantizeRequest(
+            request.checkpoint,
+            request.recipe,
+            output.with_name(f".{output.name}.quantized"),
+            request.calibration,
+            overrides=tuple(text for text in request.overrides if not text.startswith(_TARGET_PREFIX)),
+            device=request.device,
+            intermediate=True,
+        )
+    )
+
+
+def _split_overrides(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Overrides by their prefix, without it; those of the recipe have none."""
+    split: dict[str, list[str]] = {_TARGET_PREFIX: [], CALIBRATION_PREFIX: [], "": []}
+    for text in overrides:
+        prefix = next(prefix for prefix in split if text.startswith(prefix))
+        split[prefix].append(text.removeprefix(prefix))
+    return split
+
+
+def _check_stored(plan: QuantizationPlan, weights: QuantizedWeights) -> None:
+    """What a quantized checkpoint holds must be what its recipe says."""
+    for name, tensor in plan.tensors.items():
+        wanted, stored = tensor.storage, weights.storages.get(name)
+        found = ("floats",) if stored is None else (stored.format, stored.group_size)
+        expected = (wanted.format, wanted.group_size) if wanted.algorithm else ("floats",)
+        if found != expected:
+            raise NvlmError(
+                f"{weights.reader.directory}: {name} is stored as {found}, and the recipe says {expected}",
+                hint="values of quantized matrices cannot be changed: quantize the released checkpoint anew",
+            )
 
 
 def _check_context(context: int, config: NvlmConfig, tokenizer: Tokenizer, target: Target) -> None:

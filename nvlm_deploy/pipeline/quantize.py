@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from nvlm_deploy.quantization.formats.fp8 import E4M3_MAX
 from nvlm_deploy.quantization.groups import LinearGroup
 from nvlm_deploy.quantization.observe import Observed
 from nvlm_deploy.quantization.plan import FULL_PRECISION, QuantizationPlan, Storage
+from nvlm_deploy.quantization.record import RECORD_NAME, QuantizationRecord
 from nvlm_deploy.quantization.release import released_step
 from nvlm_deploy.quantization.search import GroupScales, ScaleSearch
 from nvlm_deploy.quantization.steps import DecoderLayerStep, Step
@@ -33,7 +35,6 @@ from nvlm_deploy.quantization.stream import CalibrationStream, StreamSettings
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, config_json_section, quant_config
 
-MANIFEST_NAME = "quantization.json"
 _TOOLS = ("nvidia-modelopt", "numpy", "safetensors", "torch")
 
 
@@ -58,6 +59,11 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
         )
         _check_samples(plan, samples)
     key = _key(plan, samples)
+    if plan.intermediate and plan.output.exists():
+        record = QuantizationRecord.read(plan.output).raw
+        if key.items() <= record.items():
+            return QuantizeResult(plan.output, record)
+        shutil.rmtree(plan.output)
     with resumable_directory(plan.output, key) as work:
         notes = _Quantizer(plan, samples, work, progress).run()
         manifest = _write_manifest(plan, samples, work.result, key, notes)
@@ -202,7 +208,7 @@ def _write_manifest(
         "sizes": [asdict(size) for size in plan.sizes],
         "steps": [{k: note[k] for k in ("step", "seconds", "inputs")} for note in notes],
     }
-    _write_json(directory / MANIFEST_NAME, manifest)
+    _write_json(directory / RECORD_NAME, manifest)
     return manifest
 
 

@@ -24,12 +24,16 @@ from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
 
 DEFAULT_CALIBRATION = "documents"
-_CALIBRATION_PREFIX = "calibration."
+CALIBRATION_PREFIX = "calibration."
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
-    """What a user asks for. `overrides` are `key.path=value`, for the set with `calibration.` before them."""
+    """What a user asks for. `overrides` are `key.path=value`, for the set with `calibration.` before them.
+
+    intermediate: `output` lies on the way to something else; what an earlier run left there is taken if it
+    is the same, and replaced if not.
+    """
 
     checkpoint: Path
     recipe: str
@@ -38,6 +42,7 @@ class QuantizeRequest:
     target: str | None = None
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
+    intermediate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class QuantizePlan:
     calibration_directory: Path
     quantization: QuantizationPlan
     device: str
+    intermediate: bool
 
     @property
     def checkpoint(self) -> Path:
@@ -83,12 +89,13 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
         UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device.
         NvlmError: the checkpoint, its tokenizer or a file of the catalogs is not in order.
     """
-    check_output(request.output)
-    of_recipe = [text for text in request.overrides if not text.startswith(_CALIBRATION_PREFIX)]
+    if not request.intermediate:
+        check_output(request.output)
+    of_recipe = [text for text in request.overrides if not text.startswith(CALIBRATION_PREFIX)]
     of_set = [
-        text.removeprefix(_CALIBRATION_PREFIX)
+        text.removeprefix(CALIBRATION_PREFIX)
         for text in request.overrides
-        if text.startswith(_CALIBRATION_PREFIX)
+        if text.startswith(CALIBRATION_PREFIX)
     ]
     recipe = load_yaml_model("recipe", request.recipe, Recipe, of_recipe)
     if not recipe.makes_checkpoint:
@@ -115,15 +122,21 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
         calibration_directory=directory,
         quantization=quantization,
         device=request.device,
+        intermediate=request.intermediate,
     )
 
 
 def check_target(recipe: Recipe, target: Target) -> None:
-    """Refuse a recipe whose arithmetic a target's GPU does not have.
+    """Refuse a recipe that a target's engines do not take, or whose arithmetic its GPU does not have.
 
     Raises:
-        UnsuitableError: names both compute capabilities.
+        UnsuitableError: names the engines, or both compute capabilities.
     """
+    if target.backend not in recipe.engines:
+        raise UnsuitableError(
+            f"recipe {recipe.name} is not for {target.name}, whose engines are {target.backend}'s",
+            hint=f"it is for {', '.join(recipe.engines)}; nvlm-build recipes shows what takes what",
+        )
     if recipe.needs_sm is None or target.sm is None or target.sm >= recipe.needs_sm:
         return
     raise UnsuitableError(

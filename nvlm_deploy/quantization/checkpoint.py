@@ -20,7 +20,7 @@ from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError, did_you_mean
-from nvlm_deploy.quantization.formats import PackedWeight, int4_codes
+from nvlm_deploy.quantization.formats import PackedWeight
 from nvlm_deploy.quantization.layout import per_column, per_group, storage_codec
 from nvlm_deploy.quantization.plan import Storage
 from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, QuantConfig
@@ -124,13 +124,14 @@ class QuantizedWeights(ModelWeights):
         return values_NK[start:stop].contiguous().to(dtype or torch.float32)
 
     def codes(self, name: str) -> tuple[Tensor, Tensor]:
-        """Codes int8 [N, K] and scales float32 [N, J] of an INT4 or INT8 matrix."""
+        """Codes [N, K], int8 or float8_e4m3fn, and scales float32 [N, J] whose products are the weights."""
         rule, position = self._rules[name]
-        packed, storage = self._packed(rule), self.storages[name]
-        codes_NK = int4_codes(packed) if storage.format == "int4" else packed.weight
-        scale = packed.weight_scale if packed.weight_scale.dim() == 2 else packed.weight_scale[:, None]
-        scale_NJ = per_group(rule, storage.group_size).apply([scale])[position]
-        return rule.apply([codes_NK])[position], scale_NJ
+        codec = storage_codec(self.storages[name])
+        codes_NK, scale_NJ = codec.factors(self._packed(rule))
+        columns = codes_NK.shape[1]
+        group_size = columns // scale_NJ.shape[1] if scale_NJ.shape[1] > 1 else 0
+        scale_NJ = per_group(rule, group_size).apply([scale_NJ])[position].contiguous()
+        return rule.apply([codes_NK])[position].contiguous(), scale_NJ
 
     def input_scale(self, name: str) -> Tensor | None:
         """Scale of static activations, float32 ()."""

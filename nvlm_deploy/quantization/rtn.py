@@ -24,13 +24,14 @@ class QuantizedMatrix:
     """Codes, scales and zero points of a matrix; a weight is `(code - zero_point) * scale`.
 
     codes: uint8 [N, J, G], each in [0, 2**bits). The last group is padded with codes of zero.
-    scales: float16 [N, J], never negative; 0 for a group that is all zero.
+    scales: [N, J], never negative; 0 for a group that is all zero. float16 as they are made here, float32
+    from quantized checkpoints.
     zero_points: uint8 [N, J], or None where every zero point is `2**(bits - 1)` (symmetric).
     """
 
     bits: int
     codes_NJG: Codes
-    scales_NJ: NDArray[np.float16]
+    scales_NJ: NDArray[np.float16] | Float32
     zero_points_NJ: Codes | None
 
 
@@ -86,6 +87,24 @@ def pack_nibbles(codes: Codes) -> Codes:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
     packed: Codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
     return packed
+
+
+def stored_matrix(
+    codes_NK: NDArray[np.int8], scales_NJ: Float32, bits: int, group_size: int
+) -> QuantizedMatrix:
+    """Lay signed codes out in groups; a single scale a row is repeated for each of them."""
+    rows, columns = codes_NK.shape
+    groups = -(-columns // group_size)
+    # Adding the middle of the range to a signed code and flipping its top bit are the same thing.
+    middle = np.uint8(1 << (bits - 1))
+    unsigned_NK = (codes_NK.view(np.uint8) ^ middle) & np.uint8(2**bits - 1)
+    padded_NK = np.pad(unsigned_NK, ((0, 0), (0, groups * group_size - columns)), constant_values=middle)
+    return QuantizedMatrix(
+        bits=bits,
+        codes_NJG=padded_NK.reshape(rows, groups, group_size),
+        scales_NJ=np.broadcast_to(scales_NJ, (rows, groups)),
+        zero_points_NJ=None,
+    )
 
 
 def unpack_nibbles(packed: Codes, count: int) -> Codes:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from nvlm_deploy.backends.onnxruntime.rewrite import Inserter, Linear, match_linear, replace
 from nvlm_deploy.export.graph import add_initializer
-from nvlm_deploy.export.weights import Array, StreamedTensor, stacked
+from nvlm_deploy.export.matrices import Array, stacked
+from nvlm_deploy.export.weights import StreamedTensor
 
 
 class LowerVisionAttention(ir.passes.InPlacePass):
@@ -112,9 +113,9 @@ def _head_linear(heads: ir.Value | None) -> Linear:
 
 
 def _pack(insert: Inserter, name: str, linears: list[Linear]) -> ir.Value | None:
-    """Insert one linear with the rows of q, k and v, if they are stored alike."""
+    """Insert one linear with the rows of q, k and v, if they are stored alike and have one input."""
     matrix = stacked([linear.matrix for linear in linears])
-    if matrix is None:
+    if matrix is None or any(linear.x is not linears[0].x for linear in linears):
         return None
     biases = [linear.bias.const_value for linear in linears if linear.bias is not None]
     parts = [tensor for tensor in biases if isinstance(tensor, StreamedTensor)]

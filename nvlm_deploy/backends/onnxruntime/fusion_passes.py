@@ -7,7 +7,8 @@ import onnx_ir as ir
 from nvlm_deploy.backends.onnxruntime.layouts import row_codes
 from nvlm_deploy.backends.onnxruntime.rewrite import Inserter, match_linear, match_matrix, replace
 from nvlm_deploy.export.graph import add_initializer
-from nvlm_deploy.export.weights import Matrix, float_layout
+from nvlm_deploy.export.matrices import Matrix
+from nvlm_deploy.export.weights import float_layout
 
 
 class LowerActivations(ir.passes.InPlacePass):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
-from nvlm_deploy.export.weights import Array, Matrix, StreamedTensor
+from nvlm_deploy.export.matrices import Array, Matrix
+from nvlm_deploy.export.weights import StreamedTensor
 from nvlm_deploy.quantization.rtn import pack_nibbles
 
 
@@ -41,6 +43,17 @@ def row_codes(matrix: Matrix) -> StreamedTensor:
     shape = (matrix.rows, -(-matrix.columns * storage.bits // 8))
     key = matrix.content_key("row codes", matrix.columns)
     return StreamedTensor(ir.DataType.UINT8, shape, chunks, key, matrix)
+
+
+def unsigned_columns(matrix: Matrix) -> StreamedTensor:
+    """INT8 codes with one scale a row for MatMulIntegerToFloat: uint8 [K, N], around 128."""
+
+    def chunks() -> Iterator[Array]:
+        codes_NK, _ = matrix.codes()
+        yield codes_NK.T.view(np.uint8) ^ np.uint8(128)
+
+    shape = (matrix.columns, matrix.rows)
+    return StreamedTensor(ir.DataType.UINT8, shape, chunks, matrix.content_key("unsigned columns"), matrix)
 
 
 def packed_zero_points(matrix: Matrix) -> StreamedTensor:

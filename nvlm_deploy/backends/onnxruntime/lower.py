@@ -12,6 +12,7 @@ from nvlm_deploy.backends.onnxruntime.fusion_passes import (
     LowerLinears,
     LowerNorms,
 )
+from nvlm_deploy.backends.onnxruntime.integer_passes import LowerStaticInt8
 from nvlm_deploy.backends.onnxruntime.rewrite import CONTRIB
 
 # What is left of the standard domain after lowering is as old as this, so that older runtimes load it.
@@ -23,6 +24,7 @@ _STANDARD_ONLY = {"Attention", "RMSNormalization", "RotaryEmbedding", "Swish", "
 def lower(model: ir.Model) -> ir.Model:
     """Lower a standard graph in place; weights stay lazy and are laid out anew when written."""
     passes = ir.passes.Sequential(
+        LowerStaticInt8(),
         LowerVisionAttention(),
         LowerCachedAttention(),
         LowerActivations(),

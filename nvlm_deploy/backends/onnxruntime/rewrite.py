@@ -8,9 +8,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from nvlm_deploy.backends.onnxruntime.layouts import block_codes, packed_zero_points
+from nvlm_deploy.backends.onnxruntime.layouts import block_codes, packed_zero_points, unsigned_columns
 from nvlm_deploy.export.graph import add_initializer
-from nvlm_deploy.export.weights import Matrix, StreamedTensor, float_layout, scale_layout
+from nvlm_deploy.export.matrices import Matrix
+from nvlm_deploy.export.weights import (
+    StreamedTensor,
+    float_layout,
+    row_scale_layout,
+    scale_layout,
+    whole_code_layout,
+)
 
 CONTRIB = "com.microsoft"
 
@@ -95,6 +102,8 @@ class Inserter:
     def scales(self, name: str, matrix: Matrix) -> ir.Value:
         """FP32 scales [N, J] of a quantized matrix."""
         stored = add_initializer(self.graph, f"{name}.scales", scale_layout(matrix, transposed=False))
+        if stored.dtype == ir.DataType.FLOAT:
+            return stored
         return self.to_fp32(f"{name}.scales", stored)
 
     def zero_points(self, name: str, matrix: Matrix) -> ir.Value | None:
@@ -105,16 +114,34 @@ class Inserter:
 
     def linear(self, name: str, x: ir.Value, matrix: Matrix, bias: ir.Value | None) -> ir.Value:
         """Insert a linear in the runtime's own form: MatMulNBits, or FusedMatMul with [N, K] weights."""
-        if matrix.storage.quantized:
-            return self._quantized_linear(name, x, matrix, bias)
-        layout = float_layout(matrix, transposed=False)
-        weight = add_initializer(self.graph, f"{name}.rows", layout)
-        if matrix.storage.format == "fp16":
-            weight = self.to_fp32(f"{name}.rows", weight)
-        y = self.op(name, "FusedMatMul", [x, weight], transB=1)[0]
+        storage = matrix.storage
+        if storage.activations == "int8-static":
+            return self._integer_linear(name, x, matrix, bias)
+        if storage.group_size:
+            return self._grouped_linear(name, x, matrix, bias)
+        y = self.op(name, "FusedMatMul", [x, self._float_rows(f"{name}.rows", matrix)], transB=1)[0]
         return y if bias is None else self.op(f"{name}.biased", "Add", [y, bias], domain="")[0]
 
-    def _quantized_linear(self, name: str, x: ir.Value, matrix: Matrix, bias: ir.Value | None) -> ir.Value:
+    def _float_rows(self, name: str, matrix: Matrix) -> ir.Value:
+        """A matrix [N, K] as FP32; what widens it is folded when the runtime loads the graph."""
+        if matrix.storage.format == "fp8":
+            codes = add_initializer(self.graph, f"{name}.codes", whole_code_layout(matrix, transposed=False))
+            scales = add_initializer(self.graph, f"{name}.scales", row_scale_layout(matrix, matrix.rows, 1))
+            return self.op(f"{name}.scaled", "Mul", [self.to_fp32(name, codes), scales], domain="")[0]
+        weight = add_initializer(self.graph, name, float_layout(matrix, transposed=False))
+        return weight if matrix.storage.format == "fp32" else self.to_fp32(name, weight)
+
+    def _integer_linear(self, name: str, x: ir.Value, matrix: Matrix, bias: ir.Value | None) -> ir.Value:
+        """A product of codes: `x` is what LowerStaticInt8 dequantizes."""
+        reader = x.producer()
+        assert reader is not None, "static INT8 inputs are codes that are dequantized"
+        x_codes, x_scale, middle = reader.inputs
+        codes = add_initializer(self.graph, f"{name}.columns", unsigned_columns(matrix))
+        scales = add_initializer(self.graph, f"{name}.scales", row_scale_layout(matrix, matrix.rows))
+        inputs = [x_codes, codes, x_scale, scales, middle, middle, bias]
+        return self.op(name, "MatMulIntegerToFloat", inputs if bias is not None else inputs[:-1])[0]
+
+    def _grouped_linear(self, name: str, x: ir.Value, matrix: Matrix, bias: ir.Value | None) -> ir.Value:
         storage = matrix.storage
         codes = add_initializer(self.graph, f"{name}.blocks", block_codes(matrix))
         scales = self.scales(f"{name}.blocks", matrix)

@@ -84,6 +84,13 @@ class WeightCodec(ABC):
             NvlmError: the tensors are not of this format.
         """
 
+    @abstractmethod
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
+        """Return what `unpack` multiplies: codes [N, K], int8 or float8_e4m3fn, and scales float32 [N, J].
+
+        J is 1 for formats without groups.
+        """
+
     def fake(self, weight_NK: Tensor, amax: Tensor) -> Tensor:
         """Return float32 [N, K]: the weight after a round trip through the format."""
         return self.unpack(self.pack(weight_NK, amax))

@@ -56,8 +56,12 @@ class Fp8(WeightCodec):
         return PackedWeight(codes_NK, scale)
 
     def unpack(self, packed: PackedWeight) -> Tensor:
+        codes_NK, scale_N1 = self.factors(packed)
+        return codes_NK.float().mul_(scale_N1)
+
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
         codes_NK = packed_codes(packed, torch.float8_e4m3fn)
-        return codes_NK.float().mul_(packed_scale(packed.weight_scale, ()))
+        return codes_NK, packed_scale(packed.weight_scale, ()).repeat(len(codes_NK), 1)
 
 
 def to_e4m3(x: Tensor) -> Tensor:

@@ -56,9 +56,12 @@ class Int8(WeightCodec):
         return PackedWeight(codes_NK, scale_N)
 
     def unpack(self, packed: PackedWeight) -> Tensor:
+        codes_NK, scale_N1 = self.factors(packed)
+        return codes_NK.float().mul_(scale_N1)
+
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
         codes_NK = packed_codes(packed, torch.int8)
-        scale_N = packed_scale(packed.weight_scale, (len(codes_NK),))
-        return codes_NK.float().mul_(scale_N[:, None])
+        return codes_NK, packed_scale(packed.weight_scale, (len(codes_NK),))[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,11 @@ class Int4(WeightCodec):
             values_nJG = in_groups(codes_nK.float(), self.group_size).mul_(scale_NJ[part, :, None])
             weight_NK[part] = values_nJG.flatten(1)
         return weight_NK
+
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
+        codes_NK = int4_codes(packed)
+        rows, columns = codes_NK.shape
+        return codes_NK, packed_scale(packed.weight_scale, (rows, columns // self.group_size))
 
     def _scale_shape(self, weight_NK: Tensor) -> tuple[int, int]:
         rows, columns = matrix_shape(weight_NK)

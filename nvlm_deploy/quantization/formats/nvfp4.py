@@ -77,17 +77,23 @@ class Nvfp4(WeightCodec):
         return PackedWeight(packed, scale_NJ, scale_2)
 
     def unpack(self, packed: PackedWeight) -> Tensor:
+        codes_NK, scale_NJ = self.factors(packed)
+        weight_NK = torch.empty(codes_NK.shape, device=codes_NK.device)
+        for part in row_chunks(*codes_NK.shape):
+            values_nJG = in_groups(codes_NK[part].float(), BLOCK).mul_(scale_NJ[part, :, None])
+            weight_NK[part] = values_nJG.flatten(1)
+        return weight_NK
+
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
+        """Twice the e2m1 numbers, which are integers, and half the scales of the blocks."""
         pairs_NP = packed_codes(packed, torch.uint8)
         rows, columns = len(pairs_NP), 2 * pairs_NP.shape[1]
         scale_NJ = packed_scale(packed.weight_scale, (rows, columns // BLOCK), torch.float8_e4m3fn)
-        scale_2 = packed_scale(packed.weight_scale_2, ())
-        weight_NK = torch.empty(rows, columns, device=pairs_NP.device)
+        step_NJ = scale_NJ.float() * packed_scale(packed.weight_scale_2, ())
+        codes_NK = torch.empty(rows, columns, dtype=torch.int8, device=pairs_NP.device)
         for part in row_chunks(rows, columns):
-            codes_nK = _unpack_column_pairs(pairs_NP[part])
-            step_nJ = scale_NJ[part].float() * scale_2
-            values_nJG = in_groups(_from_e2m1(codes_nK), BLOCK).mul_(step_nJ[..., None])
-            weight_NK[part] = values_nJG.flatten(1)
-        return weight_NK
+            codes_NK[part] = _from_e2m1(_unpack_column_pairs(pairs_NP[part])).mul_(2).to(torch.int8)
+        return codes_NK, step_NJ / 2
 
 
 def fake_quantize_nvfp4(x: Tensor, input_scale: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from nvlm_deploy.quantization.formats.codec import (
@@ -17,7 +18,7 @@ from nvlm_deploy.quantization.formats.codec import (
     row_chunks,
     scales_of,
 )
-from nvlm_deploy.quantization.formats.fp8 import E4M3_MAX, fake_quantize_fp8
+from nvlm_deploy.quantization.formats.fp8 import E4M3_MAX, to_e4m3
 from nvlm_deploy.quantization.formats.integers import Int4
 
 
@@ -42,11 +43,17 @@ class W4A8(WeightCodec):
         return replace(packed, weight_scale_2=scale_2)
 
     def unpack(self, packed: PackedWeight) -> Tensor:
+        codes_NK, scale_N1 = self.factors(packed)
+        return codes_NK.float().mul_(scale_N1)
+
+    def factors(self, packed: PackedWeight) -> tuple[Tensor, Tensor]:
+        """The FP8 numbers that kernels widen the codes to, and one scale."""
         scale_2 = packed_scale(packed.weight_scale_2, ())
         weight_NK = self._int4.unpack(packed)
+        codes_NK = torch.empty_like(weight_NK, dtype=torch.float8_e4m3fn)
         for part in row_chunks(*weight_NK.shape):
-            weight_NK[part] = fake_quantize_fp8(weight_NK[part], scale_2)
-        return weight_NK
+            codes_NK[part] = to_e4m3(weight_NK[part] / scale_2)
+        return codes_NK, scale_2.repeat(len(codes_NK), 1)
 
     @property
     def _int4(self) -> Int4:

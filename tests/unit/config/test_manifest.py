@@ -27,13 +27,14 @@ def bundle(tmp_path: Path) -> Path:
     (tmp_path / "llm" / "decoder.onnx").write_bytes(b"graph")
     (tmp_path / "config.json").write_text("{}")
     manifest = EngineManifest(
-        format_version=1,
+        format_version=2,
         project_version="0.1.0",
         variant="D",
         backend="onnxruntime",
         recipe={"name": "int4-rtn", "weights": {"language": {"format": "int4"}}},
         target={"name": "cpu-x86"},
         checkpoint_fingerprint="f" * 64,
+        quantization=None,
         tool_versions={"onnxruntime": "1.32.0"},
         context=4096,
         tiler=TilerSettings(112, 1, 6, True, 16),
@@ -108,7 +109,7 @@ def test_a_changed_number_in_the_manifest_is_found(bundle: Path) -> None:
 
 def test_another_format_names_both_versions_and_the_command(bundle: Path) -> None:
     edit(bundle, lambda raw: raw.update(format_version=7, novelty=1))
-    with pytest.raises(NvlmError, match="format_version is 7, and this nvlm-deploy reads 1") as caught:
+    with pytest.raises(NvlmError, match="format_version is 7, and this nvlm-deploy reads 2") as caught:
         EngineManifest.read(bundle)
     assert caught.value.hint is not None
     assert "--recipe int4-rtn --target cpu-x86" in caught.value.hint

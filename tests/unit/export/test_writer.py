@@ -12,15 +12,8 @@ from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export import build_decoder, write_model
 from nvlm_deploy.export.graph import GraphBuilder
-from nvlm_deploy.export.weights import (
-    Matrix,
-    StreamedTensor,
-    WeightSource,
-    code_layout,
-    float_layout,
-    scale_layout,
-    stacked,
-)
+from nvlm_deploy.export.matrices import Matrix, stacked
+from nvlm_deploy.export.weights import StreamedTensor, WeightSource, code_layout, float_layout, scale_layout
 from nvlm_deploy.quantization import Storage, dequantize, quantize
 
 from .conftest import MakePlan
