@@ -61,7 +61,12 @@ EVAL = LazyGroup(
     {
         "documents": Verb(
             "nvlm_deploy.cli.evaluate", "documents", "Exact match on held-out generated documents."
-        )
+        ),
+        "recipes": Verb(
+            "nvlm_deploy.cli.evaluate_recipes",
+            "recipes",
+            "Compare recipes on held-out generated documents.",
+        ),
     },
     "Measure how right an engine's answers are.",
 )

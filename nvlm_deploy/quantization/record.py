@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class QuantizationRecord:
             UsageError: the schema refuses an override.
             NvlmError: the recipe was written by another version, whose schema was another.
         """
-        return validate(dict(self.raw["recipe"]), Recipe, self.where, overrides)
+        return validate(copy.deepcopy(self.raw["recipe"]), Recipe, self.where, overrides)
 
     def summary(self) -> dict[str, Any]:
         """What a bundle's manifest keeps of it."""

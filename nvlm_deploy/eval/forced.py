@@ -1,0 +1,83 @@
+"""Logits where a right answer is read along: what an engine thinks of every token of it.
+
+Shapes: S tokens of a prompt with its answer, A tokens of the answer with the one that ends it, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nvlm_deploy.backends import SessionOptions
+from nvlm_deploy.calibration.conversation import Conversation
+from nvlm_deploy.calibration.sample import CalibrationSample, build_sample
+from nvlm_deploy.models import NvlmD
+from nvlm_deploy.preprocess import PromptBuilder, normalize_tiles
+from nvlm_deploy.runtime.bundle import Bundle, open_sessions
+from nvlm_deploy.synthetic.documents import Document, Exchange
+
+LogitsFunction = Callable[[CalibrationSample], npt.NDArray[np.float32]]
+"""Logits [A, V] at the positions that predict the answer."""
+
+
+def image_prompt(page: Document, exchange: Exchange, builder: PromptBuilder) -> CalibrationSample:
+    """A question about a page that is shown."""
+    content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": exchange.question}]
+    return _sample(page.kind, content, exchange.answer, builder, [page.image])
+
+
+def text_prompt(page: Document, exchange: Exchange, builder: PromptBuilder) -> CalibrationSample:
+    """The same question with the text of the page in the place of its image."""
+    return _sample(page.kind, f"{page.transcript}\n{exchange.question}", exchange.answer, builder, [])
+
+
+def model_logits(model: NvlmD) -> LogitsFunction:
+    """Logits of the reference model."""
+
+    def logits(sample: CalibrationSample) -> npt.NDArray[np.float32]:
+        ids = torch.from_numpy(sample.input_ids).unsqueeze(0)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[0, torch.from_numpy(sample.visual_positions)] = True
+        pixels = torch.from_numpy(normalize_tiles(sample.tiles)) if len(sample.tiles) else None
+        with torch.inference_mode():
+            visual = None if pixels is None else model.encode_tiles(pixels)
+            hidden = model.language(model.embed(ids, visual, mask))
+            wanted = torch.from_numpy(_predicting(sample))
+            logits_AV: npt.NDArray[np.float32] = model.language.logits(hidden[0, wanted]).numpy()
+        return logits_AV
+
+    return logits
+
+
+def engine_logits(bundle: Bundle, options: SessionOptions) -> LogitsFunction:
+    """Logits of an engine, whose sessions are opened here."""
+    vision, decoder = open_sessions(bundle, options)
+    hidden_size = bundle.config.language.hidden_size
+
+    def logits(sample: CalibrationSample) -> npt.NDArray[np.float32]:
+        tokens, index = None, None
+        if len(sample.tiles):
+            tokens = vision.encode(sample.tiles).reshape(-1, hidden_size)
+            places = sample.visual_positions
+            index = np.stack([np.zeros_like(places), places], axis=1)
+        cache = decoder.new_cache(1, len(sample))
+        lengths = np.array([len(sample)], np.int32)
+        wanted = _predicting(sample)[None]
+        return decoder.run(sample.input_ids[None], lengths, cache, tokens, index, wanted)[0]
+
+    return logits
+
+
+def _sample(
+    label: str, content: Any, answer: str, builder: PromptBuilder, images: list[Any]
+) -> CalibrationSample:
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return build_sample(Conversation.of(label, messages, images), builder)
+
+
+def _predicting(sample: CalibrationSample) -> npt.NDArray[np.int64]:
+    return np.arange(sample.prompt_length - 1, len(sample) - 1)
