@@ -33,14 +33,15 @@ def bench_shape(
     """
     if shape not in SHAPES:
         raise UsageError(f"there is no shape '{shape}'", hint=did_you_mean(shape, SHAPES))
-    loaded = [load_yaml_model("recipe", recipe, Recipe, ()) for recipe in recipes]
+    for recipe in recipes:
+        load_yaml_model("recipe", recipe, Recipe)
     sizes, used = SHAPES[shape], threads or os.cpu_count() or 1
     checkpoint = directory / "checkpoint"
     write_random_checkpoint(released_style_config(sizes), checkpoint)
     # A page of 64 covers what the rounds append to the prompt.
     context = workload.prompt_tokens + workload.decode_tokens + 64
     subjects: list[Subject] = [TransformersSubject(checkpoint, used)]
-    for number, recipe in enumerate(loaded, start=1):
+    for number, recipe in enumerate(recipes, start=1):
         subjects.append(EngineSubject(checkpoint, recipe, directory / f"engine-{number}", context, used))
         progress("build", number, len(recipes))
     return measure(

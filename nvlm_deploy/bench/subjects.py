@@ -14,12 +14,17 @@ import torch
 
 from nvlm_deploy.backends import SessionOptions, open_decoder_session, open_vision_session
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
+from nvlm_deploy.backends.onnxruntime.storage import adapt
 from nvlm_deploy.backends.protocol import Float32, Int64
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
+from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.model import LanguageConfig, VisionConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.models import Projector
+from nvlm_deploy.pipeline.quantize import quantize_checkpoint
+from nvlm_deploy.pipeline.quantize_plan import QuantizeRequest, plan_quantize
 from nvlm_deploy.preprocess import normalize_tiles
+from nvlm_deploy.quantization.checkpoint import open_weights
 from nvlm_deploy.quantization.plan import resolve
 
 BACKEND = "onnxruntime"
@@ -43,10 +48,10 @@ class Subject(Protocol):
 
 
 class EngineSubject:
-    """An engine of `recipe`, built from `checkpoint` into `directory` unless it is there."""
+    """An engine of a recipe, by name or path, built into `directory` unless it is there."""
 
-    def __init__(self, checkpoint: Path, recipe: Recipe, directory: Path, context: int, threads: int) -> None:
-        self.name = recipe.name
+    def __init__(self, checkpoint: Path, recipe: str, directory: Path, context: int, threads: int) -> None:
+        self.name = Path(recipe).stem
         if not (directory / "llm").exists():
             _build(checkpoint, recipe, directory, context)
         self.weight_bytes = sum(path.stat().st_size for path in directory.rglob("*.data"))
@@ -69,11 +74,21 @@ class EngineSubject:
         return self._decoder.run(np.array([[token]]), np.ones(1, dtype=np.int32), self._cache)[0]
 
 
-def _build(checkpoint: Path, recipe: Recipe, directory: Path, context: int) -> None:
-    weights = ModelWeights(CheckpointReader(checkpoint))
+def _build(checkpoint: Path, name: str, directory: Path, context: int) -> None:
+    recipe = load_yaml_model("recipe", name, Recipe)
+    if recipe.makes_checkpoint:
+        checkpoint = _quantized(checkpoint, name, directory)
+    weights = open_weights(checkpoint)
     shapes = {name: weights.shape(name) for name in weights.names()}
-    plan = resolve(recipe, shapes)
+    plan = adapt(resolve(recipe, shapes))
     build_engine(weights, weights.reader.config, plan, EngineSettings(context), directory)
+
+
+def _quantized(checkpoint: Path, recipe: str, directory: Path) -> Path:
+    """Quantize random weights: any calibration set says as little about them, so it is a small one."""
+    output = directory.with_name(f"{directory.name}-quantized")
+    request = QuantizeRequest(checkpoint, recipe, output, overrides=("calibration.count=2",))
+    return quantize_checkpoint(plan_quantize(request)).checkpoint
 
 
 class TransformersSubject:

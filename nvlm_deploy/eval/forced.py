@@ -47,8 +47,8 @@ def model_logits(model: NvlmD) -> LogitsFunction:
             visual = None if pixels is None else model.encode_tiles(pixels)
             hidden = model.language(model.embed(ids, visual, mask))
             wanted = torch.from_numpy(_predicting(sample))
-            logits_AV: npt.NDArray[np.float32] = model.language.logits(hidden[0, wanted]).numpy()
-        return logits_AV
+            logits_AV: torch.Tensor = model.language.logits(hidden[0, wanted])
+        return logits_AV.numpy()
 
     return logits
 
@@ -67,7 +67,9 @@ def engine_logits(bundle: Bundle, options: SessionOptions) -> LogitsFunction:
         cache = decoder.new_cache(1, len(sample))
         lengths = np.array([len(sample)], np.int32)
         wanted = _predicting(sample)[None]
-        return decoder.run(sample.input_ids[None], lengths, cache, tokens, index, wanted)[0]
+        logits_1AV = decoder.run(sample.input_ids[None], lengths, cache, tokens, index, wanted)
+        logits_AV: npt.NDArray[np.float32] = logits_1AV[0]
+        return logits_AV
 
     return logits
 
