@@ -23,8 +23,13 @@ def show_catalog(kind: Kind, schema: type[Schema], name: str | None, as_json: bo
         else:
             click.echo(find(kind, name).path.read_text(encoding="utf-8"), nl=False)
         return
-    models = {each: load_yaml_model(kind, each, schema).model_dump(mode="json") for each in list_names(kind)}
+    models = [model.model_dump(mode="json") for model in load_catalog(kind, schema)]
     if as_json:
-        print_json(list(models.values()))
+        print_json(models)
     else:
-        print_table([(each, str(model["description"])) for each, model in models.items()])
+        print_table([(str(model["name"]), str(model["description"])) for model in models])
+
+
+def load_catalog(kind: Kind, schema: type[Schema]) -> list[Schema]:
+    """Read all shipped files of a catalog, sorted by name."""
+    return [load_yaml_model(kind, name, schema) for name in list_names(kind)]

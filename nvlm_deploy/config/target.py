@@ -32,6 +32,11 @@ class Target(BaseModel):
         )
 
 
+def capability(sm: int) -> str:
+    """Return a compute capability as people write it: `8.9` for 89, `10.0` for 100."""
+    return f"{sm // 10}.{sm % 10}"
+
+
 def host_architecture() -> str:
     """Return this machine's architecture in the names that targets use."""
     machine = platform.machine().lower()
