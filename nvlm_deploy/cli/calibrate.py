@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from nvlm_deploy.calibration import CalibrationSummary
+    from nvlm_deploy.calibration import CalibrationSamples, CalibrationSummary
+    from nvlm_deploy.progress import ProgressCallback
+    from nvlm_deploy.quantization.statistics import ActivationStatistics
 
 
 @click.command()
@@ -27,11 +29,30 @@ if TYPE_CHECKING:
     multiple=True,
     help="Change a value of the set (count=32, class_weights.visual=0.5).",
 )
+@click.option(
+    "--statistics", is_flag=True, help="Show the set to the model, and count what its layers see and clip."
+)
+@click.option("--device", metavar="DEVICE", default="cpu", help="For --statistics: cpu, cuda or cuda:N.")
+@click.option(
+    "--scratch",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="For --statistics: where hidden states are kept meanwhile; the system's folder unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def calibrate(checkpoint: Path, name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def calibrate(
+    checkpoint: Path,
+    name: str,
+    overrides: tuple[str, ...],
+    statistics: bool,
+    device: str,
+    scratch: Path | None,
+    as_json: bool,
+) -> None:
     """Read a calibration set as a checkpoint's model sees it.
 
-    Every sample is read, tiled and tokenized. CHECKPOINT is a directory with config.json and tokenizer files.
+    Every sample is read, tiled and tokenized. CHECKPOINT is a directory with config.json and tokenizer files,
+    and for --statistics with its weights, of which one layer is in memory at a time.
     """
     from nvlm_deploy.calibration import load_samples
     from nvlm_deploy.cli.output import note, print_json, progress_bars
@@ -44,9 +65,35 @@ def calibrate(checkpoint: Path, name: str, overrides: tuple[str, ...], as_json: 
     tokenizer = Tokenizer.from_directory(checkpoint)
     with progress_bars() as progress:
         samples = load_samples(spec, config, tokenizer, base_dir, progress)
-    for warning in samples.summary.warnings:
-        note(warning)
-    print_json(samples.summary.to_dict()) if as_json else _print_summary(samples.summary)
+        for warning in samples.summary.warnings:
+            note(warning)
+        seen = _measure(checkpoint, samples, device, scratch, progress) if statistics else None
+    if as_json:
+        summary = samples.summary.to_dict()
+        print_json(summary if seen is None else {**summary, "statistics": seen.to_dict()})
+        return
+    _print_summary(samples.summary)
+    if seen is not None:
+        from nvlm_deploy.cli.statistics import print_statistics
+
+        click.echo()
+        print_statistics(seen)
+
+
+def _measure(
+    checkpoint: Path,
+    samples: CalibrationSamples,
+    device: str,
+    scratch: Path | None,
+    progress: ProgressCallback,
+) -> ActivationStatistics:
+    from nvlm_deploy.checkpoint.model_weights import ModelWeights
+    from nvlm_deploy.checkpoint.reader import CheckpointReader
+    from nvlm_deploy.quantization.statistics import activation_statistics
+
+    weights = ModelWeights(CheckpointReader(checkpoint))
+    weights.verify_dummy_heads()
+    return activation_statistics(weights, samples, device=device, scratch=scratch, progress=progress)
 
 
 def _print_summary(summary: CalibrationSummary) -> None:

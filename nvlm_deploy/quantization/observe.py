@@ -1,11 +1,11 @@
 """What linears see: ranges of their inputs by token class, and a sample of the inputs themselves.
 
-Shapes: R rows (token positions), K input features, C token classes.
+Shapes: R rows (token positions), K input features, C token classes, B magnitudes in BF16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +20,10 @@ from nvlm_deploy.quantization.groups import LinearGroup
 CLASSES = len(TokenClass)
 # An input counts as an outlier when it is so many times the root mean square of its linear's inputs.
 OUTLIER_FACTOR = 20.0
+# Non-negative BF16 numbers, infinity and what is behind it included: the upper half of a float32's bits.
+MAGNITUDES = 1 << 15
+# Rows are counted in pieces, because 64-bit indices of all of them would be twice the inputs' size.
+_ROWS_PER_COUNT = 256
 
 
 @dataclass(slots=True)
@@ -27,7 +31,8 @@ class Observed:
     """Inputs of one group of linears, over everything that was shown.
 
     amax_CK: largest magnitude of each input feature, by token class. sums and counts are over all values of a
-    class. rows: sampled inputs, one per token, in the order in which they were seen.
+    class. rows: sampled inputs, one per token, in the order in which they were seen. histogram_CB: how many
+    magnitudes there were, rounded up to BF16, by class; None if nobody asked for it.
     """
 
     amax_CK: Tensor
@@ -35,12 +40,16 @@ class Observed:
     count_C: Tensor
     outliers_C: Tensor
     rows: list[Tensor] = field(default_factory=list)
+    histogram_CB: Tensor | None = None
 
     @classmethod
-    def empty(cls, features: int, device: torch.device) -> Observed:
-        """Nothing seen yet."""
+    def empty(cls, features: int, device: torch.device, *, histogram: bool = False) -> Observed:
+        """Nothing seen yet; `histogram`: count magnitudes, too, in 1 MiB."""
         square_sum_C, count_C, outliers_C = torch.zeros(3, CLASSES, dtype=torch.float64, device=device)
-        return cls(torch.zeros(CLASSES, features, device=device), square_sum_C, count_C, outliers_C)
+        seen = cls(torch.zeros(CLASSES, features, device=device), square_sum_C, count_C, outliers_C)
+        if histogram:
+            seen.histogram_CB = torch.zeros(CLASSES, MAGNITUDES, dtype=torch.int64, device=device)
+        return seen
 
     def add(self, x_RK: Tensor, classes_R: Tensor, keep_R: Tensor) -> None:
         """Take in the inputs of R tokens; `keep_R` are the indices of those that are kept as they are."""
@@ -53,8 +62,31 @@ class Observed:
             self.count_C[kind] += x_SK.numel()
             limit = OUTLIER_FACTOR * (square_sum / x_SK.numel()).sqrt()
             self.outliers_C[kind] += (magnitudes > limit).sum()
+        if self.histogram_CB is not None:
+            for x_PK, classes_P in zip(
+                x_RK.split(_ROWS_PER_COUNT), classes_R.split(_ROWS_PER_COUNT), strict=True
+            ):
+                places_PK = _rounded_up(x_PK) + MAGNITUDES * classes_P.long().unsqueeze(1)
+                counts = torch.bincount(places_PK.flatten(), minlength=CLASSES * MAGNITUDES)
+                self.histogram_CB += counts.view(CLASSES, MAGNITUDES)
         if len(keep_R):
             self.rows.append(x_RK[keep_R].float())
+
+    def limit(self, kinds: Collection[TokenClass]) -> float | None:
+        """The largest magnitude of some classes, rounded up to BF16; None if none of them was seen."""
+        seen = [kind for kind in kinds if self.count_C[kind]]
+        if not seen:
+            return None
+        return float(_from_bits(_rounded_up(self.amax_CK[seen].max())))
+
+    def beyond_C(self, limit: float) -> Tensor:
+        """How many values of each class a static scale of `limit` would clip, int64 [C].
+
+        Exact for a `limit` that BF16 holds, as those of `limit` are.
+        """
+        assert self.histogram_CB is not None, "values are counted on demand"
+        first = int(_rounded_up(torch.tensor(limit))) + 1
+        return self.histogram_CB[:, first:].sum(1)
 
     @property
     def amax_K(self) -> Tensor:
@@ -83,6 +115,15 @@ class Observed:
         return report
 
 
+def _rounded_up(x: Tensor) -> Tensor:
+    """The bits of the smallest BF16 numbers that are not below the magnitudes of `x`, int64."""
+    return (x.abs().float().view(torch.int32).long() + 0xFFFF) >> 16
+
+
+def _from_bits(bits: Tensor) -> Tensor:
+    return (bits << 16).to(torch.int32).view(torch.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """One sample as a layer sees it: the class of every row, and the rows whose inputs are kept."""
@@ -94,7 +135,9 @@ class Shown:
 class Observer:
     """Watches the inputs of groups of linears while samples pass through a model."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[LinearGroup]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[LinearGroup], *, histograms: bool = False) -> None:
+        """`histograms`: count magnitudes, too."""
+        self._histograms = histograms
         self.seen: dict[str, Observed] = {}
         """What was seen, by the first linear of each group."""
         self._modules = {group.linears[0]: model.get_submodule(group.linears[0]) for group in groups}
@@ -121,7 +164,7 @@ class Observer:
             assert self._shown is not None, "show a sample before it passes"
             x_RK = inputs[0].detach().flatten(0, -2)
             if name not in self.seen:
-                self.seen[name] = Observed.empty(x_RK.shape[1], x_RK.device)
+                self.seen[name] = Observed.empty(x_RK.shape[1], x_RK.device, histogram=self._histograms)
             self.seen[name].add(x_RK, self._shown.classes_R, self._shown.keep_R)
 
         return observe

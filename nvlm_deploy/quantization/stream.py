@@ -22,11 +22,13 @@ class StreamSettings:
     """How much is looked at.
 
     rows: inputs per linear that searches see, at most; statistics are over all. seed: which rows.
+    histograms: count magnitudes, too, for `Observed.beyond_C`.
     """
 
     class_weights: ClassWeights = field(default_factory=ClassWeights)
     rows: int = 2048
     seed: int = 0
+    histograms: bool = False
 
 
 class CalibrationStream:
@@ -54,7 +56,7 @@ class CalibrationStream:
         The inputs of the step stay on disk until `finish`, so that it can be repeated.
         """
         step = self.steps[index]
-        observer = Observer(self.model.model, step.groups)
+        observer = Observer(self.model.model, step.groups, histograms=self.settings.histograms)
         kept = self._kept_rows(step) if step.groups else []
         with self.model.loaded(step.computes_with), observer.watching(), torch.no_grad():
             for number, sample in enumerate(self.samples if index == 0 else self._without_tiles):
