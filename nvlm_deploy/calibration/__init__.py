@@ -2,7 +2,7 @@
 
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.loading import CalibrationSamples, load_samples
-from nvlm_deploy.calibration.sample import CalibrationSample, TokenClass, position_weights
+from nvlm_deploy.calibration.sample import CalibrationSample, TokenClass
 from nvlm_deploy.calibration.summary import CalibrationSummary
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "Conversation",
     "TokenClass",
     "load_samples",
-    "position_weights",
 ]

@@ -27,6 +27,12 @@ class Conversation:
     answer: str | None
     images: tuple[ImageSource, ...]
 
+    @property
+    def has_text(self) -> bool:
+        """Whether somebody says something: a user in words, or the assistant."""
+        asked = (_text(message["content"]) for message in self.prompt if message["role"] == "user")
+        return bool((self.answer or "").strip()) or any(text.strip() for text in asked)
+
     @classmethod
     def of(
         cls, label: str, messages: Sequence[Mapping[str, Any]], images: Sequence[ImageSource] = ()
@@ -48,6 +54,12 @@ class Conversation:
         # Only a user's message can hold anything but text, which the parser has seen to.
         answer = "".join(cast("tuple[str, ...]", turns[-1].parts)) if answered else None
         return cls(label, prompt, answer, sources)
+
+
+def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)
 
 
 def _parse(messages: Sequence[Message]) -> tuple[Turn, ...]:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.calibration.conversation import Conversation
-from nvlm_deploy.config.calibration import ClassWeights
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.preprocess.prompt import Prompt, PromptBuilder
 from nvlm_deploy.preprocess.tiles import preprocess_images
@@ -44,6 +43,7 @@ class CalibrationSample:
         tiles_per_image: the number of tiles of each image, thumbnail included; their sum is T.
         prompt_length: tokens before the last answer; S if there is none.
         cut_tokens: tokens at the end of the answer that `shorten` has taken away.
+        has_text: whether there is text besides the frame of the prompt.
     """
 
     label: str
@@ -54,6 +54,7 @@ class CalibrationSample:
     tiles_per_image: tuple[int, ...]
     prompt_length: int
     cut_tokens: int = 0
+    has_text: bool = True
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -109,15 +110,8 @@ def build_sample(conversation: Conversation, builder: PromptBuilder) -> Calibrat
         token_classes=_classify(prompt, len(input_ids), tiles_per_image, builder),
         tiles_per_image=tiles_per_image,
         prompt_length=len(prompt),
+        has_text=conversation.has_text,
     )
-
-
-def position_weights(sample: CalibrationSample, weights: ClassWeights) -> npt.NDArray[np.float32]:
-    """Return how much each position of `sample` counts: float32 [S]."""
-    table = np.zeros(len(TokenClass), dtype=np.float32)
-    for token_class in TokenClass:
-        table[token_class] = getattr(weights, token_class.name.lower())
-    return table[sample.token_classes]
 
 
 def _answer_ids(conversation: Conversation, builder: PromptBuilder) -> npt.NDArray[np.int64]:

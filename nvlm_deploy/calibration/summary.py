@@ -62,6 +62,7 @@ class Tally:
 
     count: int = 0
     answered: int = 0
+    with_text: int = 0
     shortened: int = 0
     images: int = 0
     tiles: int = 0
@@ -74,6 +75,7 @@ class Tally:
         """Count one sample; return its digest."""
         self.count += 1
         self.answered += len(sample) > sample.prompt_length
+        self.with_text += sample.has_text
         self.shortened += sample.cut_tokens > 0
         self.images += len(sample.tiles_per_image)
         self.tiles += len(sample.tiles)
@@ -114,10 +116,16 @@ class Tally:
                 f"the set has no token of the class {' or '.join(empty)}; "
                 "images of more than one tile have tokens of every class"
             )
-        if not self.answered:
+        if not self.with_text:
+            warnings.append(
+                "the set has no text: all that the language layers see of it is the frame of the prompt; add "
+                "the questions and answers of what will be deployed"
+            )
+        elif not self.answered:
             warnings.append(
                 "no sample has an answer: what the model writes is not calibrated, only what it reads"
             )
+        warnings += _weight_warnings(spec.class_weights.model_dump(), tokens)
         if self.count < MIN_SAMPLES:
             warnings.append(
                 f"the set has few samples ({self.count}): below {MIN_SAMPLES}, the draw decides the scales"
@@ -125,3 +133,16 @@ class Tally:
         if self.count < spec.count:
             warnings.append(f"the set asks for {spec.count:,} samples, and its source gives {self.count:,}")
         return warnings
+
+
+def _weight_warnings(weights: dict[str, float], tokens: dict[str, int]) -> list[str]:
+    """Searches see rows by the weights of their classes, and the tower's rows have two classes only."""
+    warnings = []
+    for part, classes in (("language", tuple(tokens)), ("vision", ("visual", "thumbnail"))):
+        shown = [name for name in classes if tokens[name]]
+        if shown and not any(weights[name] for name in shown):
+            warnings.append(
+                f"no token of the {part} layers has a weight: AWQ and GPTQ would see nothing there; give "
+                f"class_weights above 0 to {' or '.join(shown)}"
+            )
+    return warnings

@@ -13,34 +13,31 @@ from nvlm_deploy.quantization.statistics import ActivationStatistics, ClassStati
 _WORST = 8
 
 
-def print_statistics(statistics: ActivationStatistics) -> None:
-    """Print the parts of the model, and the linears that scales serve worst."""
-    _print_parts(statistics)
-    clipped = [each for each in statistics.inputs if each.clipped_by_text]
+def print_statistics(statistics: ActivationStatistics, against: str | None) -> None:
+    """Print the parts of the model, and the linears that scales serve worst; `against` is a set's name."""
+    _print_parts(statistics, against)
+    source = "text" if against is None else against
+    clipped = [each for each in statistics.inputs if _clipped(each, against)]
     if clipped:
-        click.echo("\nmost clipped by a text-only calibration:")
-        _print_clipped(_worst(clipped, lambda each: each.clipped_by_text or 0.0))
+        worst = _worst(clipped, lambda each: _clipped(each, against) or 0.0)
+        click.echo(f"\nmost clipped by a scale from {source} alone:")
+        _print_clipped(worst, against)
     click.echo("\nwidest range, which a scale for all of it resolves worst:")
     _print_widest(_worst(statistics.inputs, _range))
 
 
-def _print_parts(statistics: ActivationStatistics) -> None:
-    headings = ("part", "class", "values", "amax", "rms", "outliers", "clipped by text", "clipped unseen")
+def _print_parts(statistics: ActivationStatistics, against: str | None) -> None:
+    clipping = ["clipped by text", "clipped unseen"]
+    if against is not None:
+        clipping.append(f"clipped by {against}")
+    headings = ("part", "class", "values", "amax", "rms", "outliers", *clipping)
     rows: list[Sequence[str]] = [headings]
     for part, classes in statistics.parts.items():
         for name, each in classes.items():
-            rows.append(
-                (
-                    part,
-                    name,
-                    f"{each.values:,}",
-                    f"{each.amax:.4g}",
-                    f"{each.rms:.3g}",
-                    _percent(each.share(each.outliers)),
-                    _percent(each.share(each.clipped_by_text)),
-                    _percent(each.share(each.clipped_unseen)),
-                )
-            )
+            numbers = (f"{each.values:,}", f"{each.amax:.4g}", f"{each.rms:.3g}")
+            counts = (each.outliers, each.clipped_by_text, each.clipped_unseen, each.clipped_against)
+            shares = [_percent(each.share(count)) for count in counts]
+            rows.append((part, name, *numbers, *shares[: len(headings) - 5]))
     print_table(rows, right=range(2, len(headings)))
     click.echo(
         "\noutliers: beyond 20 times the root mean square. clipped by text: beyond the largest magnitude of "
@@ -48,13 +45,13 @@ def _print_parts(statistics: ActivationStatistics) -> None:
     )
 
 
-def _print_clipped(worst: Sequence[InputStatistics]) -> None:
-    others = [kind.name.lower() for kind in TokenClass if kind is not TokenClass.TEXT]
-    rows = [("inputs of", "amax of text", "of all", *others)]
+def _print_clipped(worst: Sequence[InputStatistics], against: str | None) -> None:
+    kinds = [kind.name.lower() for kind in TokenClass if against is not None or kind is not TokenClass.TEXT]
+    rows: list[Sequence[str]] = [("inputs of", f"amax of {against or 'text'}", "of all", *kinds)]
     for each in worst:
-        shares = (_clipped(each.classes.get(name)) for name in others)
-        amaxes = (f"{each.classes['text'].amax:.4g}", f"{each.everything.amax:.4g}")
-        rows.append((_linears(each), *amaxes, *shares))
+        limit = each.classes["text"].amax if against is None else each.against_amax
+        shares = (_clipped_of(each.classes.get(name), against) for name in kinds)
+        rows.append((_linears(each), f"{limit:.4g}", f"{each.everything.amax:.4g}", *shares))
     print_table(rows, right=range(1, len(rows[0])))
 
 
@@ -85,8 +82,18 @@ def _linears(each: InputStatistics) -> str:
     return ", ".join([first, *(name.rpartition(".")[2] for name in others)])
 
 
-def _clipped(statistics: ClassStatistics | None) -> str:
-    return "-" if statistics is None else _percent(statistics.share(statistics.clipped_by_text))
+def _clipped(each: InputStatistics, against: str | None) -> float | None:
+    """Share of the values that a scale from text, or from another set, would clip."""
+    if against is None:
+        return each.clipped_by_text
+    return each.everything.share(each.everything.clipped_against)
+
+
+def _clipped_of(statistics: ClassStatistics | None, against: str | None) -> str:
+    if statistics is None:
+        return "-"
+    count = statistics.clipped_by_text if against is None else statistics.clipped_against
+    return _percent(statistics.share(count))
 
 
 def _percent(share: float | None) -> str:

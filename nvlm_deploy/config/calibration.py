@@ -113,7 +113,10 @@ def _refusal(problem: str | PydanticCustomError, key: tuple[str, ...], value: An
 
 
 class ClassWeights(_Section):
-    """How much a position of each class counts in the statistics that scales are chosen from."""
+    """How likely a position of each class is among the inputs that AWQ and GPTQ see, relative to the others.
+
+    Ranges are over all positions whatever their weight: what is not counted there would be clipped.
+    """
 
     text: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     tag: float = Field(default=1.0, ge=0, allow_inf_nan=False)

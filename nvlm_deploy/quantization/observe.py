@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nvlm_deploy.calibration.sample import TokenClass
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.quantization.groups import LinearGroup
 
 CLASSES = len(TokenClass)
@@ -80,9 +81,9 @@ class Observed:
         return float(_from_bits(_rounded_up(self.amax_CK[seen].max())))
 
     def beyond_C(self, limit: float) -> Tensor:
-        """How many values of each class a static scale of `limit` would clip, int64 [C].
+        """How many values of each class a static scale for magnitudes up to `limit` would clip, int64 [C].
 
-        Exact for a `limit` that BF16 holds, as those of `limit` are.
+        `limit` is rounded up to BF16; the count is exact.
         """
         assert self.histogram_CB is not None, "values are counted on demand"
         first = int(_rounded_up(torch.tensor(limit))) + 1
@@ -94,7 +95,16 @@ class Observed:
         return self.amax_CK.amax(0)
 
     def rows_RK(self) -> Tensor:
-        """The kept inputs, float32 [R, K]."""
+        """The kept inputs, float32 [R, K].
+
+        Raises:
+            NvlmError: none was kept, because no class that was seen has a weight.
+        """
+        if not self.rows:
+            raise NvlmError(
+                "the class weights of the calibration set leave no input to search with",
+                hint="give class_weights above 0 to the classes that the set has tokens of",
+            )
         return torch.cat(self.rows)
 
     def by_class(self, limit: float | None = None) -> dict[str, dict[str, float]]:

@@ -36,7 +36,8 @@ class ClassStatistics:
 
     outliers: values beyond 20 times the root mean square. clipped_by_text: values that a scale from text
     tokens alone would clip, None where there is no text. clipped_unseen: values that a scale from all the
-    other classes would clip, None where there are none.
+    other classes would clip, None where there are none. clipped_against: values that a scale from another
+    set would clip, None where that set showed nothing, or if there is none.
     """
 
     values: int
@@ -45,6 +46,7 @@ class ClassStatistics:
     outliers: int
     clipped_by_text: int | None
     clipped_unseen: int | None
+    clipped_against: int | None = None
 
     @property
     def rms(self) -> float:
@@ -64,6 +66,7 @@ class ClassStatistics:
             "outliers": self.share(self.outliers),
             "clipped_by_text": self.share(self.clipped_by_text),
             "clipped_unseen": self.share(self.clipped_unseen),
+            "clipped_against": self.share(self.clipped_against),
         }
 
 
@@ -72,10 +75,14 @@ Classes = Mapping[str, ClassStatistics]
 
 @dataclass(frozen=True, slots=True)
 class InputStatistics:
-    """The common input of some linears, by token class; classes that never reach it are not there."""
+    """The common input of some linears, by token class; classes that never reach it are not there.
+
+    against_amax: largest magnitude that another set showed.
+    """
 
     linears: tuple[str, ...]
     classes: Classes
+    against_amax: float | None = None
 
     @property
     def part(self) -> str:
@@ -102,6 +109,7 @@ class InputStatistics:
         return {
             "linears": list(self.linears),
             "clipped_by_text": self.clipped_by_text,
+            "against_amax": self.against_amax,
             "classes": {name: each.to_dict() for name, each in self.classes.items()},
         }
 
@@ -134,6 +142,11 @@ class ActivationStatistics:
         return tuple(each for layer in self.layers for each in layer.inputs)
 
     @property
+    def ranges(self) -> dict[str, float]:
+        """Largest magnitudes by the first linear of each input."""
+        return {each.linears[0]: each.everything.amax for each in self.inputs}
+
+    @property
     def parts(self) -> dict[str, dict[str, ClassStatistics]]:
         """Sums over every part of the model, by token class."""
         parts: dict[str, dict[str, ClassStatistics]] = {}
@@ -157,15 +170,19 @@ class ActivationStatistics:
 def total(statistics: Iterable[ClassStatistics]) -> ClassStatistics:
     """Sums of counts; what is None anywhere counts nothing there, and is None if it is None everywhere."""
     parts = tuple(statistics)
-    by_text = [each.clipped_by_text for each in parts if each.clipped_by_text is not None]
-    unseen = [each.clipped_unseen for each in parts if each.clipped_unseen is not None]
+
+    def known(counts: Iterable[int | None]) -> int | None:
+        numbers = [count for count in counts if count is not None]
+        return sum(numbers) if numbers else None
+
     return ClassStatistics(
         values=sum(each.values for each in parts),
         amax=max(each.amax for each in parts),
         square_sum=sum(each.square_sum for each in parts),
         outliers=sum(each.outliers for each in parts),
-        clipped_by_text=sum(by_text) if by_text else None,
-        clipped_unseen=sum(unseen) if unseen else None,
+        clipped_by_text=known(each.clipped_by_text for each in parts),
+        clipped_unseen=known(each.clipped_unseen for each in parts),
+        clipped_against=known(each.clipped_against for each in parts),
     )
 
 
@@ -173,6 +190,7 @@ def activation_statistics(
     weights: ModelWeights,
     samples: CalibrationSamples,
     *,
+    against: Mapping[str, float] | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     progress: ProgressCallback = no_progress,
@@ -181,6 +199,7 @@ def activation_statistics(
 
     Args:
         weights: of an unquantized checkpoint. One step of them is in memory at a time, in FP32.
+        against: ranges of another set, from `ActivationStatistics.ranges`; what they clip is counted.
         device: cpu, cuda or cuda:N.
         scratch: where hidden states are kept meanwhile, see `spool_bytes`; the system's folder unless given.
 
@@ -188,25 +207,24 @@ def activation_statistics(
         UnsuitableError: there is no such device, or too little room for the hidden states.
         NvlmError: a sample has changed since the set was loaded.
     """
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
+    _check_device(device)
     folder = scratch or Path(tempfile.gettempdir())
     _check_room(folder, spool_bytes(weights.reader.config, samples.summary))
     model = StreamedModel(weights, torch.device(device))
     settings = StreamSettings(rows=0, histograms=True)
+    ranges = against or {}
     layers = []
     with tempfile.TemporaryDirectory(prefix="nvlm-statistics-", dir=folder) as spool:
         stream = CalibrationStream(model, samples, Path(spool), settings, progress)
         for index, step in enumerate(stream.steps):
             seen = stream.observe(index)
             stream.finish(index)
-            inputs = [
-                _input(group, seen[group.linears[0]]) for group in step.groups if group.linears[0] in seen
-            ]
+            groups = [(group, group.linears[0]) for group in step.groups if group.linears[0] in seen]
+            inputs = tuple(_input(group, seen[first], ranges.get(first)) for group, first in groups)
             cache = step.kv_range if isinstance(step, DecoderLayerStep) else None
             if inputs:
                 kv_amax = (cache.keys_amax, cache.values_amax) if cache else None
-                layers.append(LayerStatistics(step.name, tuple(inputs), kv_amax))
+                layers.append(LayerStatistics(step.name, inputs, kv_amax))
     return ActivationStatistics(tuple(layers))
 
 
@@ -215,6 +233,11 @@ def spool_bytes(config: NvlmConfig, summary: CalibrationSummary) -> int:
     tower = summary.tiles * config.vision.num_positions * config.vision.hidden_size
     decoder = sum(summary.tokens.values()) * config.language.hidden_size
     return 2 * _FLOAT_BYTES * max(tower, decoder)
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -227,7 +250,7 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _input(group: LinearGroup, seen: Observed) -> InputStatistics:
+def _input(group: LinearGroup, seen: Observed, against: float | None) -> InputStatistics:
     shown = [kind for kind in TokenClass if seen.count_C[kind]]
     by_text = seen.limit([TokenClass.TEXT])
     classes = {}
@@ -240,5 +263,6 @@ def _input(group: LinearGroup, seen: Observed) -> InputStatistics:
             outliers=int(seen.outliers_C[kind]),
             clipped_by_text=None if by_text is None else int(seen.beyond_C(by_text)[kind]),
             clipped_unseen=None if unseen is None else int(seen.beyond_C(unseen)[kind]),
+            clipped_against=None if against is None else int(seen.beyond_C(against)[kind]),
         )
-    return InputStatistics(group.linears, classes)
+    return InputStatistics(group.linears, classes, against)

@@ -173,6 +173,39 @@ def test_a_set_without_thumbnails_or_answers_warns(load: Load, tmp_path: Path) -
     ]
 
 
+def test_a_set_without_text_warns(load: Load, tmp_path: Path) -> None:
+    Image.new("RGB", (224, 112)).save(tmp_path / "one.png")
+    lines = [json.dumps({"image": "one.png", "question": " "})] * 16
+    (tmp_path / "silent.jsonl").write_text("\n".join(lines))
+    silent = load({"kind": "jsonl", "path": "silent.jsonl"}, count=16).summary.warnings
+    assert len(silent) == 1
+    assert silent[0].startswith("the set has no text: all that the language layers see of it")
+    # One answer among them is text.
+    lines[3] = json.dumps({"image": "one.png", "question": " ", "answer": "fog"})
+    (tmp_path / "silent.jsonl").write_text("\n".join(lines))
+    assert load({"kind": "jsonl", "path": "silent.jsonl"}, count=16).summary.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"),
+    [
+        ({"visual": 0.0, "thumbnail": 0.0}, "vision"),
+        ({"visual": 0.0, "thumbnail": 0.0, "text": 0.0, "tag": 0.0001}, "vision"),
+    ],
+)
+def test_weights_that_leave_a_part_nothing_warn(load: Load, weights: dict[str, float], part: str) -> None:
+    (warning,) = load(DOCUMENTS, count=16, class_weights=weights).summary.warnings
+    assert warning.startswith(f"no token of the {part} layers has a weight")
+    assert warning.endswith("to visual or thumbnail")
+
+
+def test_weights_for_what_a_text_only_set_lacks_warn(load: Load) -> None:
+    weights = {"text": 0.0, "tag": 0.0}
+    warnings = load({**DOCUMENTS, "with_images": False}, count=16, class_weights=weights).summary.warnings
+    assert warnings[1].startswith("no token of the language layers has a weight")
+    assert warnings[1].endswith("above 0 to text")
+
+
 def test_too_few_samples_warn(load: Load, tmp_path: Path) -> None:
     warnings = load(write_texts(tmp_path, 1, 1, 1), count=20).summary.warnings
     assert "few samples (3)" in warnings[1]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nvlm_deploy.calibration import CalibrationSample, Conversation, TokenClass, position_weights
+from nvlm_deploy.calibration import CalibrationSample, Conversation, TokenClass
 from nvlm_deploy.calibration.sample import build_sample
-from nvlm_deploy.config.calibration import ClassWeights
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.preprocess import PromptBuilder, load_image, tile_image
@@ -173,14 +172,6 @@ def test_the_digest_covers_ids_and_tiles(two_images: CalibrationSample) -> None:
     }
     assert len(digests) == 4
     assert replace(two_images, input_ids=two_images.input_ids.copy()).digest() == two_images.digest()
-
-
-def test_weights_follow_the_classes(two_images: CalibrationSample) -> None:
-    weights = position_weights(two_images, ClassWeights(text=1.0, tag=2.0, visual=0.25, thumbnail=0.0))
-    assert weights.dtype == np.float32
-    table = {TokenClass.TEXT: 1.0, TokenClass.TAG: 2.0, TokenClass.VISUAL: 0.25, TokenClass.THUMBNAIL: 0.0}
-    assert weights.tolist() == [table[TokenClass(each)] for each in two_images.token_classes]
-    assert (position_weights(two_images, ClassWeights()) == 1).all()
 
 
 def test_text_that_is_no_unicode_names_the_conversation(builder: PromptBuilder) -> None:

@@ -63,6 +63,38 @@ def test_a_set_of_one_s_own(example: Path, tmp_path: Path, capsys: pytest.Captur
     assert captured.err == "note: the set asks for 99 samples, and its source gives 24\n"
 
 
+def test_statistics_are_printed(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", str(example), "--calibration", "documents", "--set", "count=2", "--statistics"]
+    assert run([*arguments, "--against", "documents-text"]) == 0
+    out = capsys.readouterr().out
+    assert "clipped by documents-text\n" in out
+    assert "\nmost clipped by a scale from documents-text alone:\ninputs of" in out
+    assert "\nwidest range, which a scale for all of it resolves worst:\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    (tower,) = (row for row in rows if row[:2] == ["vision", "thumbnail"])
+    assert tower[-1] == "-", "text calibrates no tower"
+
+
+def test_statistics_are_json(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", str(example), "--calibration", "documents-text", "--set", "count=2"]
+    assert run([*arguments, "--statistics", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["name"], report["against"]) == ("documents-text", None)
+    assert set(report["statistics"]["parts"]) == {"language", "lm_head"}
+    layer = report["statistics"]["layers"][0]
+    assert layer["step"] == "language.layers.0"
+    assert layer["inputs"][0]["linears"][0] == "language.layers.0.attention.q_proj"
+    text = layer["inputs"][0]["classes"]["text"]
+    assert 0 < text["rms"] < text["amax"]
+    assert (text["clipped_by_text"], text["clipped_unseen"]) == (0, None)
+
+
+def test_options_of_statistics_need_it(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", str(example), "--calibration", "documents", "--against", "documents-text"]
+    assert run(arguments) == 2
+    assert "--against, --device and --scratch are for --statistics" in capsys.readouterr().err
+
+
 def test_bad_input_is_said_on_stderr(
     example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
