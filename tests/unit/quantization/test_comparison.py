@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nvlm_deploy.checkpoint import model_shapes
 from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
+from nvlm_deploy.cli.recipes import recipe_rows
 from nvlm_deploy.config.catalog import find, list_names, load_yaml_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.parameters import Shape, parameter_shapes
@@ -104,6 +106,16 @@ def test_bytes_per_weight_are_those_of_the_formats() -> None:
     assert (figures["fp8"].capability, figures["int8"].capability) == ("8.9", "any")
     assert not figures["int8-wo"].needs_calibration
     assert [name for name in CALIBRATED if not RECIPES[name].needs_calibration] == ["int8-wo"]
+
+
+def test_the_documentation_has_the_same_table(repository: Path) -> None:
+    lines = (repository / "docs" / "recipes.md").read_text().splitlines()
+    cells = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
+    ]
+    headings, *rows = recipe_rows(compare(RECIPES.values()))
+    assert cells[0] == list(headings)
+    assert cells[2 : 2 + len(rows)] == [list(row) for row in rows]
 
 
 def test_a_model_of_one_s_own_can_be_compared(released: NvlmConfig) -> None:
