@@ -141,12 +141,12 @@ def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeight
         )
     _check_padded_groups(recipe, plan, weights.reader.config)
     for group in all_groups(weights.reader.config):
-        kept = {name for name in group.weights if not plan.storage(name).quantized}
-        if group.linears[0].startswith("vision.") and kept and len(kept) < len(group.weights):
+        storages = {plan.storage(name) for name in group.weights}
+        if group.linears[0].startswith("vision.") and len(storages) > 1:
             raise NvlmError(
-                f"recipe {recipe.name} keeps {sorted(kept)[0]} in floats, but the tower's q, k and v are one "
-                "tensor in the checkpoint",
-                hint="keep all three of them, or none",
+                f"recipe {recipe.name} stores {' and '.join(group.weights)} in different ways, but they are "
+                "one tensor in the checkpoint",
+                hint="the rules for one of them must hold for all of them",
             )
 
 

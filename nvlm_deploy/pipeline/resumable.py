@@ -64,7 +64,8 @@ def resumable_directory(output: Path, key: dict[str, Any]) -> Iterator[Resumable
     lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, output)
-        if _read_key(directory) != key:
+        # A run that was killed after its last piece may have published the result already.
+        if _read_key(directory) != key or not (directory / "result").is_dir():
             _start_anew(directory, key)
         work = ResumableWork(directory)
         yield work

@@ -1,7 +1,8 @@
 """The one door to NVIDIA ModelOpt: its searches, one matrix at a time.
 
 Whole-model calibration needs the whole model. Every search here sees one matrix and a sample of its
-inputs, which is all that they use. ModelOpt prints on stdout; here that goes to the log.
+inputs, which is all that they use, and may overwrite the matrix. ModelOpt prints on stdout; here that goes
+to the log.
 
 Shapes: N output features, K input features, J groups per row, R sampled inputs.
 """
@@ -24,11 +25,9 @@ from nvlm_deploy.errors import UnsuitableError
 
 logger = logging.getLogger(__name__)
 
-# Inputs pass through a matrix in pieces of so many rows, which bounds the memory of its outputs.
-_ROWS_PER_PASS = 512
-# The clipping search compares every group on its own, so rows of a matrix are searched apart; ModelOpt
-# quantizes all of the matrix anew for every 1,024 of them.
-_CLIP_ROWS = 1024
+# Inputs pass through a matrix in pieces of at most so many rows, which bounds the memory of its outputs. The
+# matrix is quantized anew for every piece, so few pieces are fast.
+_ROWS_PER_PASS = 2048
 
 
 def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: AwqSettings) -> Tensor:
@@ -43,21 +42,6 @@ def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: Awq
     linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
     scale: Tensor = linear.input_quantizer.pre_quant_scale
     return scale.float().reshape(-1)
-
-
-def clipped_amax(weight_NK: Tensor, rows_RK: Tensor, group_size: int) -> Tensor:
-    """Search the largest magnitude that each group of an INT4 matrix should keep.
-
-    (modelopt.torch.quantization.model_calib.awq_clip.)
-
-    Returns:
-        float32 [N, J], between half of the group's own maximum and all of it.
-    """
-    pieces = []
-    for chunk_NK in weight_NK.split(_CLIP_ROWS):
-        linear = _quantized(chunk_NK, rows_RK, _int_weights(4, group_size), {"method": "awq_clip"})
-        pieces.append(linear.weight_quantizer.amax.float().reshape(len(chunk_NK), -1))
-    return torch.cat(pieces)
 
 
 def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor:
@@ -108,14 +92,16 @@ def _int_weights(bits: int, group_size: int) -> list[dict[str, Any]]:
 def _quantized(
     weight_NK: Tensor, rows_RK: Tensor, config: list[dict[str, Any]], algorithm: dict[str, Any]
 ) -> Any:
-    """Return a linear that ModelOpt has quantized; `weight_NK` itself is not changed."""
+    """Return a linear that ModelOpt has quantized; `weight_NK` is given to it, and may change."""
     rows, columns = weight_NK.shape
     linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight_NK.clone(), requires_grad=False)
+    linear.weight = nn.Parameter(weight_NK, requires_grad=False)
+    # Of nearly the same size, because ModelOpt takes the mean over the pieces' means.
+    pieces = rows_RK.tensor_split(math.ceil(len(rows_RK) / _ROWS_PER_PASS))
     holder = nn.ModuleDict({"linear": linear})
 
     def show(model: nn.Module) -> None:
-        for piece_RK in rows_RK.split(_ROWS_PER_PASS):
+        for piece_RK in pieces:
             model.get_submodule("linear")(piece_RK)
 
     with _quiet(), torch.no_grad():
