@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,8 @@ def test_it_chooses_what_modelopt_chooses(modelopt: None) -> None:
             {"quant_cfg": config, "algorithm": {"method": "awq_clip"}},
             lambda model: model(rows_RK),
         )
-    theirs_NJ = linear.weight_quantizer.amax.view(64, -1)
+    quantizer: Any = linear.weight_quantizer
+    theirs_NJ = quantizer.amax.view(64, -1)
     ours_NJ = clipped_amax(weight_NK, rows_RK, GROUP)
     assert torch.allclose(ours_NJ, theirs_NJ, rtol=1e-6)
 
