@@ -79,13 +79,14 @@ def require_space(place: Path, needed: int, what: str) -> None:
     """Check that `needed` bytes fit on the disk that will hold `place`.
 
     Raises:
-        UnsuitableError: they do not; says that `what` takes them.
+        UnsuitableError: they do not; says that `what` take them.
     """
     existing = next(path for path in (place, *place.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UnsuitableError(
-            f"the disk of {place} has {free / 1e9:.2f} GB free, and {what} takes {needed / 1e9:.2f} GB",
+            f"the disk that holds {existing} has {free / 1e9:.2f} GB free, and {what} take "
+            f"{needed / 1e9:.2f} GB",
             hint="free some space or choose an output on another disk",
         )
 

@@ -21,6 +21,7 @@ from nvlm_deploy.pipeline.quantize_output import (
     write_manifest,
 )
 from nvlm_deploy.pipeline.quantize_plan import QuantizePlan
+from nvlm_deploy.pipeline.quantize_progress import QuantizeProgress
 from nvlm_deploy.pipeline.resumable import ResumableWork, resumable_directory
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.checkpoint import kv_scale_names
@@ -49,6 +50,7 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
 
     Raises:
         NvlmError: the calibration set is not in order or lacks what the recipe calibrates, the disk is full.
+        UnsuitableError: the disk has too little room.
     """
     samples = None
     if plan.calibration is not None:
@@ -56,6 +58,7 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
             plan.calibration, plan.weights.reader.config, plan.tokenizer, plan.calibration_directory, progress
         )
         _check_samples(plan, samples)
+    plan.check_disk(samples)
     key = _key(plan, samples)
     with resumable_directory(plan.output, key) as work:
         notes = _Quantizer(plan, samples, work, progress).run()
@@ -73,16 +76,19 @@ class _Quantizer:
         work: ResumableWork,
         progress: ProgressCallback,
     ) -> None:
-        self.plan, self.work, self.progress = plan, work, progress
+        self.plan, self.work = plan, work
         device = torch.device(plan.device)
         model = StreamedModel(plan.weights, device)
         self.storages = checkpoint_storages(plan.quantization)
         settings = _stream_settings(plan, self.storages)
-        self.stream = CalibrationStream(model, samples, work.directory / "spool", settings, progress)
+        self.stream = CalibrationStream(
+            model, samples, work.directory / "spool", settings, lambda *work: self.progress.showed(*work)
+        )
         self.search = ScaleSearch(plan.recipe, self.storages, plan.weights, device)
         watched = [i for i, step in enumerate(self.stream.steps) if self._observed(step)]
         # Hidden states are computed up to the last step that anything is learnt from.
         self.last_shown = max(watched, default=-1) if samples is not None else -1
+        self.progress = QuantizeProgress(self.stream, plan.weights, self.storages, self.last_shown, progress)
 
     def run(self) -> list[dict[str, Any]]:
         """Make all shards and the index; return what every step noted."""
@@ -90,11 +96,12 @@ class _Quantizer:
         for index, step in enumerate(self.stream.steps):
             note = self.work.finished(index)
             if note is None:
+                self.progress.begin(index)
                 note = self._quantize(index, step)
                 self.work.finish(index, note)
             self.stream.finish(index)
             notes.append(note)
-            self.progress("quantize", index + 1, len(self.stream.steps))
+        self.progress.begin(len(notes))
         write_index(self.work.result, notes)
         return notes
 
@@ -109,6 +116,7 @@ class _Quantizer:
                 scales = self.search.search(part, observed if calibrated else None)
                 tensors.update(released_part(self.search, part, scales))
                 left.difference_update(part.weights, folded_parameters(part, scales))
+                self.progress.searched(index, part)
                 if observed is not None:
                     inputs[part.linears[0]] = _describe(part, scales, observed)
         tensors.update(released_rest(self.search, left))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nvlm_deploy.calibration import CalibrationSamples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
@@ -18,13 +19,16 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
-from nvlm_deploy.pipeline.atomic import check_output
+from nvlm_deploy.pipeline.atomic import check_output, require_space
+from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
 
 DEFAULT_CALIBRATION = "documents"
 _CALIBRATION_PREFIX = "calibration."
+# Hidden states are kept in FP32.
+_SPOOL_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,28 @@ class QuantizePlan:
         """Bytes of every part's weights before and after, with the embedding as released."""
         return self.quantization.sizes()
 
+    def disk_needed(self, samples: CalibrationSamples | None = None) -> int:
+        """Bytes of the checkpoint, and of the hidden states of `samples` before and behind one step."""
+        reader, needed = self.weights.reader, 0
+        for rule in model_table(reader.config).rules:
+            info, storage = reader.info(rule.sources[0]), self.quantization.storage(rule.targets[0])
+            needed += storage.nbytes(info.shape) if storage.algorithm else info.num_bytes
+        if samples is None:
+            return needed
+        vision, language = reader.config.vision, reader.config.language
+        in_tower = samples.summary.tiles * vision.num_positions * vision.hidden_size
+        in_decoder = sum(samples.summary.tokens.values()) * language.hidden_size
+        return needed + 2 * _SPOOL_BYTES * max(in_tower, in_decoder)
+
+    def check_disk(self, samples: CalibrationSamples | None = None) -> None:
+        """Check that what is not there yet of `disk_needed` fits.
+
+        Raises:
+            UnsuitableError: it does not.
+        """
+        needed = self.disk_needed(samples) - unfinished_bytes(self.output)
+        require_space(self.output, needed, "the quantized checkpoint and the hidden states beside it")
+
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
         return {
@@ -71,6 +97,7 @@ class QuantizePlan:
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
             "device": self.device,
             "sizes": [asdict(size) for size in self.sizes],
+            "disk_needed": self.disk_needed(),
         }
 
 
@@ -80,7 +107,8 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     Raises:
         UsageError: an unknown name, a refused override, an output that exists, a recipe that makes no
             quantized checkpoint.
-        UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device.
+        UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device,
+            the disk has too little room.
         NvlmError: the checkpoint, its tokenizer or a file of the catalogs is not in order.
     """
     check_output(request.output)
@@ -106,7 +134,7 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     _check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()
-    return QuantizePlan(
+    plan = QuantizePlan(
         output=request.output,
         weights=weights,
         tokenizer=Tokenizer.from_directory(request.checkpoint),
@@ -116,6 +144,8 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
         quantization=quantization,
         device=request.device,
     )
+    plan.check_disk()
+    return plan
 
 
 def check_target(recipe: Recipe, target: Target) -> None:

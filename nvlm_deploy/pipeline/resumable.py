@@ -46,6 +46,16 @@ class ResumableWork:
         return self.directory / "pieces" / f"{piece:05}.json"
 
 
+def unfinished_directory(output: Path) -> Path:
+    """Where the work on `output` stays until it is complete."""
+    return output.parent / f".{output.name}.unfinished"
+
+
+def unfinished_bytes(output: Path) -> int:
+    """Bytes of the work on `output` that an earlier run has left."""
+    return sum(path.stat().st_size for path in unfinished_directory(output).rglob("*") if path.is_file())
+
+
 @contextmanager
 def resumable_directory(output: Path, key: dict[str, Any]) -> Iterator[ResumableWork]:
     """Yield the work on `output`, old or new; at the end of the block its result becomes `output`.
@@ -59,7 +69,7 @@ def resumable_directory(output: Path, key: dict[str, Any]) -> Iterator[Resumable
     """
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    directory = output.parent / f".{output.name}.unfinished"
+    directory = unfinished_directory(output)
     directory.mkdir(exist_ok=True)
     lock = os.open(directory, os.O_RDONLY)
     try:
