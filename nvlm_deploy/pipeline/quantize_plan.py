@@ -24,6 +24,7 @@ from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
+from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME
 
 DEFAULT_CALIBRATION = "documents"
 _CALIBRATION_PREFIX = "calibration."
@@ -130,6 +131,10 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)
     _check_device(request.device)
+    if (request.checkpoint / QUANT_CONFIG_NAME).exists():
+        raise UsageError(
+            f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
+        )
     weights = ModelWeights(CheckpointReader(request.checkpoint))
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     _check_storages(recipe, quantization, weights)
@@ -195,7 +200,11 @@ def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmCon
 
 
 def _check_device(device: str) -> None:
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+    kind, _, number = device.partition(":")
+    there = kind == "cpu" and not number
+    if kind == "cuda" and torch.cuda.is_available():
+        there = not number or (number.isdecimal() and int(number) < torch.cuda.device_count())
+    if not there:
         raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
 
 
