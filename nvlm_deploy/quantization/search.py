@@ -151,7 +151,7 @@ class ScaleSearch:
             return clipped_amax(weight_NK, rows_RK, storage.group_size)
         if storage.algorithm == "gptq":
             scales.adjusted[linear] = modelopt.gptq_weights(
-                weight_NK, seen.rows_RK(), storage.group_size, self.recipe.gptq
+                weight_NK, seen.rows_RK(), amax, storage.group_size, self.recipe.gptq
             )
         return amax
 
