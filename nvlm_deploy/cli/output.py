@@ -13,6 +13,8 @@ import click
 from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
+_DAY_S = 24 * 3600.0
+
 
 def print_json(data: Any) -> None:
     """Print `data` as JSON on stdout."""
@@ -64,7 +66,10 @@ def progress_bars() -> Iterator[ProgressCallback]:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    # The speed is that of the whole run: pieces of work may be minutes apart.
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), speed_estimate_period=_DAY_S
+    ) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:

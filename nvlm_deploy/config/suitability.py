@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.target import Target
+from nvlm_deploy.config.target import Target, capability
 from nvlm_deploy.errors import UnsuitableError
 
 # The backends whose engines are written; the others read quantized checkpoints.
@@ -29,3 +29,19 @@ def check_engine(recipe: Recipe, target: Target) -> None:
             f"made by {target.backend}",
             hint="nvlm-build recipes shows which engines take which recipe",
         )
+    check_target(recipe, target)
+
+
+def check_target(recipe: Recipe, target: Target) -> None:
+    """Refuse a recipe whose arithmetic a target's GPU does not have.
+
+    Raises:
+        UnsuitableError: names both compute capabilities.
+    """
+    if recipe.needs_sm is None or target.sm is None or target.sm >= recipe.needs_sm:
+        return
+    raise UnsuitableError(
+        f"recipe {recipe.name} needs a GPU of compute capability {capability(recipe.needs_sm)}, and "
+        f"{target.name} has {capability(target.sm)}",
+        hint="int8-sq and int4-awq run from 8.0 on: nvlm-build recipes shows what each one needs",
+    )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -73,6 +73,22 @@ def disk_full_error(place: Path) -> NvlmError:
         f"no space left on the disk that holds {place}",
         hint="free some space or choose an output on another disk; --dry-run shows how much is needed",
     )
+
+
+def require_space(place: Path, needed: int, what: str) -> None:
+    """Check that `needed` bytes fit on the disk that will hold `place`.
+
+    Raises:
+        UnsuitableError: they do not; says that `what` take them.
+    """
+    existing = next(path for path in (place, *place.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UnsuitableError(
+            f"the disk that holds {existing} has {free / 1e9:.2f} GB free, and {what} take "
+            f"{needed / 1e9:.2f} GB",
+            hint="free some space or choose an output on another disk",
+        )
 
 
 def remove_stale(output: Path) -> None:

@@ -18,6 +18,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.suitability import check_engine
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
@@ -26,7 +27,6 @@ from nvlm_deploy.pipeline.quantize_plan import (
     DEFAULT_CALIBRATION,
     QuantizePlan,
     QuantizeRequest,
-    check_target,
     plan_quantize,
 )
 from nvlm_deploy.preprocess.prompt import PromptBuilder
@@ -137,7 +137,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     target = load_yaml_model("target", request.target, Target, overrides[_TARGET_PREFIX])
     weights = open_weights(request.checkpoint)
     recipe = _read_recipe(request, weights, overrides[""])
-    check_target(recipe, target)
+    check_engine(recipe, target)
     quantize = _plan_quantize(request, recipe, weights)
     config = weights.reader.config
     tokenizer = Tokenizer.from_directory(request.checkpoint)

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from nvlm_deploy.calibration import CalibrationSamples, load_samples
-from nvlm_deploy.checkpoint.shards import INDEX_NAME
-from nvlm_deploy.checkpoint.weight_table import model_table
-from nvlm_deploy.checkpoint.writer import copy_companion_files
+from nvlm_deploy.checkpoint.safetensors_file import write_file
 from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS
 from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.pipeline.quantize_output import (
+    checkpoint_storages,
+    tool_versions,
+    write_index,
+    write_manifest,
+)
 from nvlm_deploy.pipeline.quantize_plan import QuantizePlan
+from nvlm_deploy.pipeline.quantize_progress import QuantizeProgress
 from nvlm_deploy.pipeline.resumable import ResumableWork, resumable_directory
 from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.checkpoint import kv_scale_names
+from nvlm_deploy.quantization.formats.codec import scales_of
 from nvlm_deploy.quantization.formats.fp8 import E4M3_MAX
 from nvlm_deploy.quantization.groups import LinearGroup
 from nvlm_deploy.quantization.observe import Observed
-from nvlm_deploy.quantization.plan import FULL_PRECISION, QuantizationPlan, Storage
-from nvlm_deploy.quantization.record import RECORD_NAME, QuantizationRecord
-from nvlm_deploy.quantization.release import released_step
+from nvlm_deploy.quantization.plan import Storage
+from nvlm_deploy.quantization.record import QuantizationRecord
+from nvlm_deploy.quantization.release import folded_parameters, released_part, released_rest
 from nvlm_deploy.quantization.search import GroupScales, ScaleSearch
 from nvlm_deploy.quantization.steps import DecoderLayerStep, Step
 from nvlm_deploy.quantization.stream import CalibrationStream, StreamSettings
 from nvlm_deploy.quantization.streamed_model import StreamedModel
-from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, config_json_section, quant_config
-
-_TOOLS = ("nvidia-modelopt", "numpy", "safetensors", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
 
     Raises:
         NvlmError: the calibration set is not in order or lacks what the recipe calibrates, the disk is full.
+        UnsuitableError: the disk has too little room.
     """
     samples = None
     if plan.calibration is not None:
@@ -58,6 +60,7 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
             plan.calibration, plan.weights.reader.config, plan.tokenizer, plan.calibration_directory, progress
         )
         _check_samples(plan, samples)
+    plan.check_disk(samples)
     key = _key(plan, samples)
     if plan.intermediate and plan.output.exists():
         record = QuantizationRecord.read(plan.output).raw
@@ -66,7 +69,7 @@ def quantize_checkpoint(plan: QuantizePlan, progress: ProgressCallback = no_prog
         shutil.rmtree(plan.output)
     with resumable_directory(plan.output, key) as work:
         notes = _Quantizer(plan, samples, work, progress).run()
-        manifest = _write_manifest(plan, samples, work.result, key, notes)
+        manifest = write_manifest(plan, samples, work.result, key, notes)
     return QuantizeResult(plan.output, manifest)
 
 
@@ -80,16 +83,19 @@ class _Quantizer:
         work: ResumableWork,
         progress: ProgressCallback,
     ) -> None:
-        self.plan, self.work, self.progress = plan, work, progress
+        self.plan, self.work = plan, work
         device = torch.device(plan.device)
         model = StreamedModel(plan.weights, device)
-        settings = StreamSettings(plan.calibration.class_weights) if plan.calibration else StreamSettings()
-        self.stream = CalibrationStream(model, samples, work.directory / "spool", settings, progress)
-        self.storages = _checkpoint_storages(plan.quantization)
+        self.storages = checkpoint_storages(plan.quantization)
+        settings = _stream_settings(plan, self.storages)
+        self.stream = CalibrationStream(
+            model, samples, work.directory / "spool", settings, lambda *work: self.progress.showed(*work)
+        )
         self.search = ScaleSearch(plan.recipe, self.storages, plan.weights, device)
         watched = [i for i, step in enumerate(self.stream.steps) if self._observed(step)]
         # Hidden states are computed up to the last step that anything is learnt from.
         self.last_shown = max(watched, default=-1) if samples is not None else -1
+        self.progress = QuantizeProgress(self.stream, plan.weights, self.storages, self.last_shown, progress)
 
     def run(self) -> list[dict[str, Any]]:
         """Make all shards and the index; return what every step noted."""
@@ -97,33 +103,37 @@ class _Quantizer:
         for index, step in enumerate(self.stream.steps):
             note = self.work.finished(index)
             if note is None:
+                self.progress.begin(index)
                 note = self._quantize(index, step)
                 self.work.finish(index, note)
             self.stream.finish(index)
             notes.append(note)
-            self.progress("quantize", index + 1, len(self.stream.steps))
-        _write_index(self.work.result, notes)
+        self.progress.begin(len(notes))
+        write_index(self.work.result, notes)
         return notes
 
     def _quantize(self, index: int, step: Step) -> dict[str, Any]:
         began = time.perf_counter()
         seen = self.stream.observe(index) if index <= self.last_shown else {}
-        scaled: dict[LinearGroup, GroupScales] = {}
+        tensors, inputs, left = self._kv_scales(step), {}, set(step.parameters)
         for group in step.groups:
-            needed = any(_is_calibrated(self.storages[name]) for name in group.weights)
-            scaled[group] = self.search.search(group, seen.get(group.linears[0]) if needed else None)
-        tensors = dict(released_step(self.search, step.parameters, scaled))
-        tensors.update(self._kv_scales(step))
+            observed = seen.get(group.linears[0])
+            for part in self.search.parts(group):
+                calibrated = _is_calibrated(self.storages[part.weights[0]])
+                scales = self.search.search(part, observed if calibrated else None)
+                tensors.update(released_part(self.search, part, scales))
+                left.difference_update(part.weights, folded_parameters(part, scales))
+                self.progress.searched(index, part)
+                if observed is not None:
+                    inputs[part.linears[0]] = _describe(part, scales, observed)
+        tensors.update(released_rest(self.search, left))
         shard = f"model-{index + 1:05}-of-{len(self.stream.steps):05}.safetensors"
-        path = self.work.result / shard
-        temporary = path.with_name(shard + ".tmp")
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
-        temporary.replace(path)
+        write_file(self.work.result / shard, tensors)
         return {
             "step": step.name,
             "shard": shard,
             "tensors": {name: tensor.nbytes for name, tensor in tensors.items()},
-            "inputs": _describe(scaled, seen),
+            "inputs": inputs,
             "seconds": time.perf_counter() - began,
         }
 
@@ -131,9 +141,8 @@ class _Quantizer:
         """FP8 scales of keys and values, under the names of ModelOpt."""
         if self.plan.recipe.kv_cache != "fp8" or not isinstance(step, DecoderLayerStep):
             return {}
-        stem = f"language_model.model.layers.{step.layer}.self_attn."
-        ranges = {"k_proj.k_scale": step.kv_range.keys_amax, "v_proj.v_scale": step.kv_range.values_amax}
-        return {stem + name: torch.tensor(amax / E4M3_MAX) for name, amax in ranges.items()}
+        amaxes = torch.tensor([step.kv_range.keys_amax, step.kv_range.values_amax])
+        return dict(zip(kv_scale_names(step.layer), scales_of(amaxes, E4M3_MAX).unbind(), strict=True))
 
     def _observed(self, step: Step) -> bool:
         cached = self.plan.recipe.kv_cache == "fp8" and isinstance(step, DecoderLayerStep)
@@ -145,12 +154,11 @@ class _Quantizer:
         )
 
 
-def _checkpoint_storages(plan: QuantizationPlan) -> dict[str, Storage]:
-    """Storage of every parameter in the checkpoint: what engines round themselves is in floats there."""
-    return {
-        name: tensor.storage if tensor.storage.algorithm else FULL_PRECISION
-        for name, tensor in plan.tensors.items()
-    }
+def _stream_settings(plan: QuantizePlan, storages: Mapping[str, Storage]) -> StreamSettings:
+    settings = StreamSettings(plan.calibration.class_weights) if plan.calibration else StreamSettings()
+    # Whole inputs take memory, and the other algorithms look at their ranges alone.
+    searched = any(storage.algorithm in ("awq", "gptq") for storage in storages.values())
+    return settings if searched else replace(settings, rows=0)
 
 
 def _is_calibrated(storage: Storage) -> bool:
@@ -159,57 +167,13 @@ def _is_calibrated(storage: Storage) -> bool:
     return storage.quantized and (searched or storage.activations in STATIC_ACTIVATIONS)
 
 
-def _describe(scaled: Mapping[LinearGroup, GroupScales], seen: Mapping[str, Observed]) -> dict[str, Any]:
-    """Statistics of the inputs of every group that was watched, by its first linear."""
-    described = {}
-    for group, scales in scaled.items():
-        observed = seen.get(group.linears[0])
-        if observed is not None:
-            described[group.linears[0]] = {
-                "by_class": observed.by_class(),
-                "input_scale": None if scales.input_scale is None else float(scales.input_scale),
-                "folded_into": group.norm if scales.folds else None,
-            }
-    return described
-
-
-def _write_index(directory: Path, notes: list[dict[str, Any]]) -> None:
-    weight_map = {name: note["shard"] for note in notes for name in note["tensors"]}
-    total = sum(size for note in notes for size in note["tensors"].values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(directory / INDEX_NAME, index)
-
-
-def _write_manifest(
-    plan: QuantizePlan,
-    samples: CalibrationSamples | None,
-    directory: Path,
-    key: dict[str, Any],
-    notes: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Write the configs of the unified layout, and what the checkpoint was made of."""
-    copy_companion_files(plan.checkpoint, directory)
-    storages = _checkpoint_storages(plan.quantization)
-    linears = {
-        rule.sources[0].removesuffix(".weight"): storages[rule.targets[0]]
-        for rule in model_table(plan.weights.reader.config).rules
-        if plan.quantization.tensors[rule.targets[0]].matrix
+def _describe(part: LinearGroup, scales: GroupScales, observed: Observed) -> dict[str, Any]:
+    """Statistics of the inputs of linears, and what was made of them."""
+    return {
+        "by_class": observed.by_class(),
+        "input_scale": None if scales.input_scale is None else float(scales.input_scale),
+        "folded_into": part.norm if scales.folds else None,
     }
-    hf_config = quant_config(linears, plan.recipe.kv_cache)
-    _write_json(directory / QUANT_CONFIG_NAME, hf_config)
-    config_path = directory / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    config["quantization_config"] = config_json_section(hf_config)
-    _write_json(config_path, config)
-    manifest = {
-        **key,
-        "calibration": samples.summary.to_dict() if samples is not None else None,
-        "tool_versions": {name: _version(name) for name in _TOOLS},
-        "sizes": [asdict(size) for size in plan.sizes],
-        "steps": [{k: note[k] for k in ("step", "seconds", "inputs")} for note in notes],
-    }
-    _write_json(directory / RECORD_NAME, manifest)
-    return manifest
 
 
 def _key(plan: QuantizePlan, samples: CalibrationSamples | None) -> dict[str, Any]:
@@ -221,6 +185,7 @@ def _key(plan: QuantizePlan, samples: CalibrationSamples | None) -> dict[str, An
         "calibration_digest": samples.summary.digest if samples is not None else None,
         "class_weights": weights,
         "device": plan.device,
+        "tool_versions": tool_versions(),
     }
 
 
@@ -232,14 +197,3 @@ def _check_samples(plan: QuantizePlan, samples: CalibrationSamples) -> None:
             f"'{samples.summary.name}' has no image",
             hint="use a set with images, for example --calibration documents",
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

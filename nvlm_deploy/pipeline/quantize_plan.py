@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nvlm_deploy.calibration import CalibrationSamples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
@@ -16,15 +17,20 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.suitability import check_target
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
-from nvlm_deploy.pipeline.atomic import check_output
+from nvlm_deploy.pipeline.atomic import check_output, require_space
+from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
+from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME
 
 DEFAULT_CALIBRATION = "documents"
 CALIBRATION_PREFIX = "calibration."
+# Hidden states are kept in FP32.
+_SPOOL_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,28 @@ class QuantizePlan:
         """Bytes of every part's weights before and after, with the embedding as released."""
         return self.quantization.sizes()
 
+    def disk_needed(self, samples: CalibrationSamples | None = None) -> int:
+        """Bytes of the checkpoint, and of the hidden states of `samples` before and behind one step."""
+        reader, needed = self.weights.reader, 0
+        for rule in model_table(reader.config).rules:
+            info, storage = reader.info(rule.sources[0]), self.quantization.storage(rule.targets[0])
+            needed += storage.nbytes(info.shape) if storage.algorithm else info.num_bytes
+        if samples is None:
+            return needed
+        vision, language = reader.config.vision, reader.config.language
+        in_tower = samples.summary.tiles * vision.num_positions * vision.hidden_size
+        in_decoder = sum(samples.summary.tokens.values()) * language.hidden_size
+        return needed + 2 * _SPOOL_BYTES * max(in_tower, in_decoder)
+
+    def check_disk(self, samples: CalibrationSamples | None = None) -> None:
+        """Check that what is not there yet of `disk_needed` fits.
+
+        Raises:
+            UnsuitableError: it does not.
+        """
+        needed = self.disk_needed(samples) - unfinished_bytes(self.output)
+        require_space(self.output, needed, "the quantized checkpoint and the hidden states beside it")
+
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
         return {
@@ -77,6 +105,7 @@ class QuantizePlan:
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
             "device": self.device,
             "sizes": [asdict(size) for size in self.sizes],
+            "disk_needed": self.disk_needed(),
         }
 
 
@@ -86,7 +115,8 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     Raises:
         UsageError: an unknown name, a refused override, an output that exists, a recipe that makes no
             quantized checkpoint.
-        UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device.
+        UnsuitableError: the target has no such arithmetic, groups do not divide, there is no such device,
+            the disk has too little room.
         NvlmError: the checkpoint, its tokenizer or a file of the catalogs is not in order.
     """
     if not request.intermediate:
@@ -109,11 +139,15 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)
     _check_device(request.device)
+    if (request.checkpoint / QUANT_CONFIG_NAME).exists():
+        raise UsageError(
+            f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
+        )
     weights = ModelWeights(CheckpointReader(request.checkpoint))
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     _check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()
-    return QuantizePlan(
+    plan = QuantizePlan(
         output=request.output,
         weights=weights,
         tokenizer=Tokenizer.from_directory(request.checkpoint),
@@ -124,26 +158,8 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
         device=request.device,
         intermediate=request.intermediate,
     )
-
-
-def check_target(recipe: Recipe, target: Target) -> None:
-    """Refuse a recipe that a target's engines do not take, or whose arithmetic its GPU does not have.
-
-    Raises:
-        UnsuitableError: names the engines, or both compute capabilities.
-    """
-    if target.backend not in recipe.engines:
-        raise UnsuitableError(
-            f"recipe {recipe.name} is not for {target.name}, whose engines are {target.backend}'s",
-            hint=f"it is for {', '.join(recipe.engines)}; nvlm-build recipes shows what takes what",
-        )
-    if recipe.needs_sm is None or target.sm is None or target.sm >= recipe.needs_sm:
-        return
-    raise UnsuitableError(
-        f"recipe {recipe.name} needs a GPU of compute capability {_capability(recipe.needs_sm)}, and "
-        f"{target.name} has {_capability(target.sm)}",
-        hint="int8-sq and int4-awq run from 8.0 on: nvlm-build recipes shows what each one needs",
-    )
+    plan.check_disk()
+    return plan
 
 
 def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
@@ -154,12 +170,12 @@ def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeight
         )
     _check_padded_groups(recipe, plan, weights.reader.config)
     for group in all_groups(weights.reader.config):
-        kept = {name for name in group.weights if not plan.storage(name).quantized}
-        if group.linears[0].startswith("vision.") and kept and len(kept) < len(group.weights):
+        storages = {plan.storage(name) for name in group.weights}
+        if group.linears[0].startswith("vision.") and len(storages) > 1:
             raise NvlmError(
-                f"recipe {recipe.name} keeps {sorted(kept)[0]} in floats, but the tower's q, k and v are one "
-                "tensor in the checkpoint",
-                hint="keep all three of them, or none",
+                f"recipe {recipe.name} stores {' and '.join(group.weights)} in different ways, but they are "
+                "one tensor in the checkpoint",
+                hint="the rules for one of them must hold for all of them",
             )
 
 
@@ -178,9 +194,9 @@ def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmCon
 
 
 def _check_device(device: str) -> None:
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+    kind, _, number = device.partition(":")
+    there = kind == "cpu" and not number
+    if kind == "cuda" and torch.cuda.is_available():
+        there = not number or (number.isdecimal() and int(number) < torch.cuda.device_count())
+    if not there:
         raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
-
-
-def _capability(sm: int) -> str:
-    return f"{sm // 10}.{sm % 10}"

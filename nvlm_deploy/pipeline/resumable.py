@@ -46,6 +46,16 @@ class ResumableWork:
         return self.directory / "pieces" / f"{piece:05}.json"
 
 
+def unfinished_directory(output: Path) -> Path:
+    """Where the work on `output` stays until it is complete."""
+    return output.parent / f".{output.name}.unfinished"
+
+
+def unfinished_bytes(output: Path) -> int:
+    """Bytes of the work on `output` that an earlier run has left."""
+    return sum(path.stat().st_size for path in unfinished_directory(output).rglob("*") if path.is_file())
+
+
 @contextmanager
 def resumable_directory(output: Path, key: dict[str, Any]) -> Iterator[ResumableWork]:
     """Yield the work on `output`, old or new; at the end of the block its result becomes `output`.
@@ -59,12 +69,13 @@ def resumable_directory(output: Path, key: dict[str, Any]) -> Iterator[Resumable
     """
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    directory = output.parent / f".{output.name}.unfinished"
+    directory = unfinished_directory(output)
     directory.mkdir(exist_ok=True)
     lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, output)
-        if _read_key(directory) != key:
+        # A run that was killed after its last piece may have published the result already.
+        if _read_key(directory) != key or not (directory / "result").is_dir():
             _start_anew(directory, key)
         work = ResumableWork(directory)
         yield work

@@ -16,16 +16,19 @@ from torch import Tensor
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.rules import Rule
+from nvlm_deploy.checkpoint.safetensors_file import DTYPE_NAMES, RELEASED_DTYPES, TensorInfo
 from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.checkpoint.weight_table import expected_tensors, model_table
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS
 from nvlm_deploy.errors import NvlmError, did_you_mean
 from nvlm_deploy.quantization.formats import PackedWeight
 from nvlm_deploy.quantization.layout import per_column, per_group, storage_codec
 from nvlm_deploy.quantization.plan import Storage
 from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, QuantConfig
 
-_SUFFIXES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
+_KV_SUFFIXES = ("k_scale", "v_scale")
+_SUFFIXES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", *_KV_SUFFIXES)
 
 
 class QuantizedReader(CheckpointReader):
@@ -50,6 +53,7 @@ class QuantizedReader(CheckpointReader):
         self.storages = self._read_storages(expected_tensors(self.config))
         for name in infos:
             self._check_companion(name)
+        self._check_kv_scales()
 
     def has(self, name: str) -> bool:
         """Whether a tensor of this name is on disk."""
@@ -64,35 +68,78 @@ class QuantizedReader(CheckpointReader):
         storages = {}
         for name, info in self._infos.items():
             module = name.removesuffix(".weight")
-            packed = self.has(f"{module}.weight_scale")
-            storage = self.quant_config.storage(module) if packed else None
-            if packed and storage is None:
-                raise NvlmError(f"{self.directory}: {module} has scales, but {QUANT_CONFIG_NAME} excludes it")
+            storage = self.quant_config.storage(module) if _is_matrix(info, shapes[name]) else None
             if storage is not None:
-                storages[name] = self._refined(module, storage)
-            elif tuple(info.shape) != shapes[name]:
-                raise NvlmError(
-                    f"{self.directory / info.shard}: {name} has the shape {list(info.shape)}, but "
-                    f"config.json gives {list(shapes[name])}"
-                )
+                self._check_packed(module, storage, shapes[name])
+                storages[name] = storage
+            else:
+                self._check_float(info, shapes[name])
         return storages
 
-    def _refined(self, module: str, storage: Storage) -> Storage:
-        """Formats whose activations are static have an input scale; without one they are weight-only."""
-        static = storage.activations in ("fp8", "int8-static", "nvfp4")
-        if static and not self.has(f"{module}.input_scale"):
-            raise NvlmError(f"{self.directory}: the tensor {module}.input_scale is missing")
-        return storage
+    def _check_packed(self, module: str, storage: Storage, shape: tuple[int, ...]) -> None:
+        """Check the tensors of a quantized matrix, whose shape in floats is given."""
+        rows, columns = shape
+        layout = storage_codec(storage).layout(rows, columns)
+        if storage.activations in STATIC_ACTIVATIONS:
+            layout["input_scale"] = (torch.float32, ())
+        if self.has(f"{module}.pre_quant_scale"):
+            layout["pre_quant_scale"] = (torch.bfloat16, (columns,))
+        for suffix, (dtype, expected) in layout.items():
+            name = f"{module}.{suffix}"
+            if not self.has(name):
+                raise NvlmError(
+                    f"{self.directory}: the tensor {name} is missing",
+                    hint=f"{QUANT_CONFIG_NAME} says that {module} is quantized",
+                )
+            info = self._shards.infos[name]
+            floats = RELEASED_DTYPES if suffix == "pre_quant_scale" else (dtype,)
+            if info.dtype not in floats or tuple(info.shape) != expected:
+                raise NvlmError(
+                    f"{self.directory / info.shard}: {name} is {DTYPE_NAMES[info.dtype]} {list(info.shape)}, "
+                    f"but its format has {DTYPE_NAMES[dtype]} {list(expected)}"
+                )
+
+    def _check_float(self, info: TensorInfo, shape: tuple[int, ...]) -> None:
+        if info.dtype not in RELEASED_DTYPES:
+            raise NvlmError(
+                f"{self.directory / info.shard}: {info.name} has the dtype {DTYPE_NAMES[info.dtype]!r}, but "
+                f"{QUANT_CONFIG_NAME} excludes it from quantization"
+            )
+        if tuple(info.shape) != shape:
+            raise NvlmError(
+                f"{self.directory / info.shard}: {info.name} has the shape {list(info.shape)}, but "
+                f"config.json gives {list(shape)}"
+            )
 
     def _check_companion(self, name: str) -> None:
         module, _, suffix = name.rpartition(".")
-        if suffix in ("k_scale", "v_scale") or suffix not in _SUFFIXES:
+        if suffix in _KV_SUFFIXES or suffix not in _SUFFIXES:
             return
         if f"{module}.weight" not in self.storages:
             raise NvlmError(
                 f"{self.directory}: {name} belongs to no quantized matrix",
                 hint=did_you_mean(f"{module}.weight", self.storages),
             )
+
+    def _check_kv_scales(self) -> None:
+        for layer in range(self.config.language.num_layers if self.quant_config.fp8_kv_cache else 0):
+            for name in kv_scale_names(layer):
+                if not self.has(name):
+                    raise NvlmError(
+                        f"{self.directory}: the tensor {name} is missing",
+                        hint=f"{QUANT_CONFIG_NAME} says that the cache is FP8",
+                    )
+
+
+def kv_scale_names(layer: int) -> tuple[str, str]:
+    """Names of the scales of a decoder layer's keys and values in an FP8 cache."""
+    stem = f"language_model.model.layers.{layer}.self_attn."
+    return f"{stem}k_proj.k_scale", f"{stem}v_proj.v_scale"
+
+
+def _is_matrix(info: TensorInfo, shape: tuple[int, ...]) -> bool:
+    # The embedding is looked up and not multiplied with; no unified checkpoint quantizes it.
+    return len(shape) == 2 and info.name.endswith(".weight") and "embed" not in info.name
 
 
 class QuantizedWeights(ModelWeights):
@@ -147,11 +194,9 @@ class QuantizedWeights(ModelWeights):
 
     def kv_scale(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Scales of a layer's keys and values, float32 (); None if the cache is not FP8."""
-        stem = f"language_model.model.layers.{layer}.self_attn."
-        names = (f"{stem}k_proj.k_scale", f"{stem}v_proj.v_scale")
         if not self.quantized_reader.quant_config.fp8_kv_cache:
             return None
-        keys, values = (self.quantized_reader.read_companion(name) for name in names)
+        keys, values = (self.quantized_reader.read_companion(name) for name in kv_scale_names(layer))
         return keys, values
 
     def verify_dummy_heads(self) -> None:

@@ -1,7 +1,8 @@
 """The one door to NVIDIA ModelOpt: its searches, one matrix at a time.
 
 Whole-model calibration needs the whole model. Every search here sees one matrix and a sample of its
-inputs, which is all that they use. ModelOpt prints on stdout; here that goes to the log.
+inputs, which is all that they use, and may overwrite the matrix. ModelOpt prints on stdout; here that goes
+to the log.
 
 Shapes: N output features, K input features, J groups per row, R sampled inputs.
 """
@@ -9,6 +10,7 @@ Shapes: N output features, K input features, J groups per row, R sampled inputs.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -21,14 +23,14 @@ from torch import Tensor, nn
 
 from nvlm_deploy.config.recipe import AwqSettings, GptqSettings
 from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.quantization.formats.codec import scales_of
+from nvlm_deploy.quantization.formats.integers import INT4_MAX
 
 logger = logging.getLogger(__name__)
 
-# Inputs pass through a matrix in pieces of so many rows, which bounds the memory of its outputs.
-_ROWS_PER_PASS = 512
-# The clipping search compares every group on its own, so rows of a matrix are searched apart; ModelOpt
-# quantizes all of the matrix anew for every 1,024 of them.
-_CLIP_ROWS = 1024
+# Inputs pass through a matrix in pieces of at most so many rows, which bounds the memory of its outputs. The
+# matrix is quantized anew for every piece, so few pieces are fast.
+_ROWS_PER_PASS = 2048
 
 
 def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: AwqSettings) -> Tensor:
@@ -43,21 +45,6 @@ def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: Awq
     linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
     scale: Tensor = linear.input_quantizer.pre_quant_scale
     return scale.float().reshape(-1)
-
-
-def clipped_amax(weight_NK: Tensor, rows_RK: Tensor, group_size: int) -> Tensor:
-    """Search the largest magnitude that each group of an INT4 matrix should keep.
-
-    (modelopt.torch.quantization.model_calib.awq_clip.)
-
-    Returns:
-        float32 [N, J], between half of the group's own maximum and all of it.
-    """
-    pieces = []
-    for chunk_NK in weight_NK.split(_CLIP_ROWS):
-        linear = _quantized(chunk_NK, rows_RK, _int_weights(4, group_size), {"method": "awq_clip"})
-        pieces.append(linear.weight_quantizer.amax.float().reshape(len(chunk_NK), -1))
-    return torch.cat(pieces)
 
 
 def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor:
@@ -79,22 +66,43 @@ def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor
     return scale.float().reshape(-1)
 
 
-def gptq_weights(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: GptqSettings) -> Tensor:
+def gptq_weights(
+    weight_NK: Tensor, rows_RK: Tensor, amax_NJ: Tensor, group_size: int, settings: GptqSettings
+) -> Tensor:
     """Round to INT4 column by column, each one's error compensated by the columns behind it.
 
-    (modelopt.torch.quantization.model_calib.gptq; arXiv 2210.17323.) Memory: several matrices [K, K].
+    (modelopt.torch.quantization.utils.calib_utils; arXiv 2210.17323.) ModelOpt's own `gptq` quantizes the
+    whole matrix for every column of it, which would take hours for one matrix of NVLM-D-72B; its update is
+    given a function here that rounds the one column. Memory: four matrices [K, K].
 
     Returns:
-        float32 [N, K] on the grid of the groups of `weight_NK`.
+        float32 [N, K] on the grid of the groups, whose largest magnitudes are `amax_NJ`.
     """
-    algorithm = {
-        "method": "gptq",
-        "perc_damp": settings.damping,
-        "block_size": math.gcd(settings.block_size, weight_NK.shape[1]),
-    }
-    linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
-    updated: Tensor = linear.weight.detach()
-    return updated
+    columns = weight_NK.shape[1]
+    with _quiet(), torch.no_grad():
+        calib_utils = _import("modelopt.torch.quantization.utils.calib_utils")
+        hessian_KK = torch.zeros(columns, columns, device=weight_NK.device)
+        hessian_KK, _ = calib_utils.update_hessian(rows_RK, hessian_KK, 0)
+        inverse_KK = calib_utils.compute_hessian_inverse(hessian_KK, weight_NK, settings.damping)
+        del hessian_KK
+        rounded = _NextColumn(scales_of(amax_NJ, INT4_MAX), group_size)
+        block_size = math.gcd(settings.block_size, columns)
+        calib_utils.gptq_blockwise_update(weight_NK, inverse_KK, block_size, rounded)
+    return weight_NK
+
+
+class _NextColumn:
+    """Rounds the first column of a matrix, then the second, and so on: the order in which GPTQ asks."""
+
+    def __init__(self, scale_NJ: Tensor, group_size: int) -> None:
+        self._scale_NJ, self._group_size, self._column = scale_NJ, group_size, 0
+
+    def __call__(self, weight_NK: Tensor) -> Tensor:
+        """Return [N, K] of which only that column is meant; it takes the memory of one."""
+        scale_N = self._scale_NJ[:, self._column // self._group_size]
+        codes_N = (weight_NK[:, self._column] / scale_N).round_().clamp_(-INT4_MAX - 1, INT4_MAX)
+        self._column += 1
+        return codes_N.mul_(scale_N).unsqueeze(1).expand_as(weight_NK)
 
 
 def _int_weights(bits: int, group_size: int) -> list[dict[str, Any]]:
@@ -108,31 +116,32 @@ def _int_weights(bits: int, group_size: int) -> list[dict[str, Any]]:
 def _quantized(
     weight_NK: Tensor, rows_RK: Tensor, config: list[dict[str, Any]], algorithm: dict[str, Any]
 ) -> Any:
-    """Return a linear that ModelOpt has quantized; `weight_NK` itself is not changed."""
+    """Return a linear that ModelOpt has quantized; `weight_NK` is given to it, and may change."""
     rows, columns = weight_NK.shape
     linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight_NK.clone(), requires_grad=False)
+    linear.weight = nn.Parameter(weight_NK, requires_grad=False)
+    # Of nearly the same size, because ModelOpt takes the mean over the pieces' means.
+    pieces = rows_RK.tensor_split(math.ceil(len(rows_RK) / _ROWS_PER_PASS))
     holder = nn.ModuleDict({"linear": linear})
 
     def show(model: nn.Module) -> None:
-        for piece_RK in rows_RK.split(_ROWS_PER_PASS):
+        for piece_RK in pieces:
             model.get_submodule("linear")(piece_RK)
 
     with _quiet(), torch.no_grad():
-        mtq = _modelopt()
+        mtq = _import("modelopt.torch.quantization")
         mtq.quantize(holder, {"quant_cfg": config, "algorithm": algorithm}, show)
     return holder["linear"]
 
 
-def _modelopt() -> Any:
+def _import(module: str) -> Any:
     try:
-        import modelopt.torch.quantization as mtq
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UnsuitableError(
             f"calibrated recipes need NVIDIA ModelOpt, and {error.name} is not installed",
             hint="pip install 'nvlm-deploy[modelopt]'",
         ) from None
-    return mtq
 
 
 @contextlib.contextmanager
@@ -143,4 +152,5 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
     for line in said.getvalue().splitlines():
-        logger.debug("modelopt: %s", line)
+        level = logging.WARNING if line.startswith("Warning") else logging.DEBUG
+        logger.log(level, "modelopt: %s", line)

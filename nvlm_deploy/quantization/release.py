@@ -6,7 +6,7 @@ form first and are packed there, so that every reader of the released layout fin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -19,31 +19,42 @@ from nvlm_deploy.quantization.groups import LinearGroup
 from nvlm_deploy.quantization.layout import per_column, per_group, storage_codec
 from nvlm_deploy.quantization.search import GroupScales, ScaleSearch
 
-Scaled = Mapping[LinearGroup, GroupScales]
 
-
-def released_step(
-    search: ScaleSearch, parameters: Collection[str], scaled: Scaled
+def released_part(
+    search: ScaleSearch, part: LinearGroup, scales: GroupScales
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors on disk that are made of `parameters`, in the order of the weight table."""
-    reader = search.weights.reader
-    by_linear = {name: scales for group, scales in scaled.items() for name in group.linears}
-    folded = {group.norm: scales for group, scales in scaled.items() if scales.folds}
-    for rule in model_table(reader.config).rules:
-        if not parameters or not set(rule.targets) <= set(parameters):
-            continue
-        (name,) = rule.sources
+    """Yield the tensors on disk of quantized linears that were searched together, and of the norm before.
+
+    The norm is there only if it takes over a scale.
+    """
+    for rule in _rules_of(search, part.weights):
         linears = [target.removesuffix(".weight") for target in rule.targets]
-        norm = rule.targets[0].rpartition(".")[0]
-        if search.storages[rule.targets[0]].quantized:
-            yield from _quantized(search, name, rule.inverse(), linears, by_linear[linears[0]])
-        elif norm in folded:
-            tensor = reader.read(name)
-            scale_K = folded[norm].scale_K
-            assert scale_K is not None
-            yield name, (tensor.float() * scale_K.to(tensor.device)).to(tensor.dtype)
-        else:
-            yield name, reader.read(name)
+        yield from _quantized(search, rule.sources[0], rule.inverse(), linears, scales)
+    for rule in _rules_of(search, folded_parameters(part, scales)):
+        (name,) = rule.sources
+        tensor = search.weights.reader.read(name)
+        assert scales.scale_K is not None
+        yield name, (tensor.float() * scales.scale_K.to(tensor.device)).to(tensor.dtype)
+
+
+def folded_parameters(part: LinearGroup, scales: GroupScales) -> tuple[str, ...]:
+    """The parameters of the norm that takes over a scale, by the names that norms may have."""
+    return (f"{part.norm}.weight", f"{part.norm}.bias") if scales.folds else ()
+
+
+def released_rest(search: ScaleSearch, parameters: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors on disk of parameters that stay as they are."""
+    for rule in _rules_of(search, parameters):
+        (name,) = rule.sources
+        yield name, search.weights.reader.read(name)
+
+
+def _rules_of(search: ScaleSearch, parameters: Collection[str]) -> list[Rule]:
+    wanted = set(parameters)
+    rules = [rule for rule in model_table(search.weights.reader.config).rules if wanted & set(rule.targets)]
+    # The plan keeps parameters together that are one tensor on disk.
+    assert all(set(rule.targets) <= wanted for rule in rules)
+    return rules
 
 
 def _quantized(

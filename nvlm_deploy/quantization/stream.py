@@ -47,7 +47,7 @@ class CalibrationStream:
         self.steps = model_steps(model)
         self._spool, self._progress = Spool(spool_directory), progress
         # Tiles are large and slow to make, and all steps but the first do without them.
-        self._without_tiles = [replace(sample, tiles=sample.tiles[:0]) for sample in self.samples]
+        self.without_tiles = [replace(sample, tiles=sample.tiles[:0]) for sample in self.samples]
         self._kept: dict[tuple[bytes, ...], list[torch.Tensor]] = {}
 
     def observe(self, index: int) -> Mapping[str, Observed]:
@@ -59,7 +59,7 @@ class CalibrationStream:
         observer = Observer(self.model.model, step.groups, histograms=self.settings.histograms)
         kept = self._kept_rows(step) if step.groups else []
         with self.model.loaded(step.computes_with), observer.watching(), torch.no_grad():
-            for number, sample in enumerate(self.samples if index == 0 else self._without_tiles):
+            for number, sample in enumerate(self.samples if index == 0 else self.without_tiles):
                 x = self._read(index, number)
                 if step.groups:
                     classes_R = step.classes(sample).to(self.model.device)
@@ -82,7 +82,7 @@ class CalibrationStream:
 
     def _kept_rows(self, step: Step) -> Sequence[torch.Tensor]:
         """The rows that searches see: the same ones in all steps whose rows mean the same."""
-        classes = [step.classes(sample).numpy() for sample in self._without_tiles]
+        classes = [step.classes(sample).numpy() for sample in self.without_tiles]
         key = tuple(rows.tobytes() for rows in classes)
         if key not in self._kept:
             weights = {kind: getattr(self.settings.class_weights, kind.name.lower()) for kind in TokenClass}

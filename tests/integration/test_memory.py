@@ -1,15 +1,20 @@
-"""How much memory a build takes: a checkpoint is streamed, whatever its size."""
+"""How much memory work takes: a checkpoint is streamed, whatever its size."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nvlm_deploy.checkpoint.weight_table import model_shapes
+from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import SHAPES, released_style_config
 
@@ -18,9 +23,12 @@ LIMIT_BYTES = 1_500_000_000
 
 # VmHWM is the peak of this very program; getrusage would count what its parent had when it forked.
 PEAK = """
-import json, re, sys
+import importlib, json, re, sys, warnings
 from pathlib import Path
 from nvlm_deploy.cli.main import run
+warnings.simplefilter("ignore")
+for name in sys.argv.pop(1).split(","):
+    importlib.import_module(name)
 code = run(sys.argv[1:]) if sys.argv[1:] else 0
 kilobytes = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)
 print(json.dumps({"peak": int(kilobytes) * 1024}), file=sys.stderr)
@@ -28,10 +36,14 @@ sys.exit(code)
 """
 
 
-def peak_bytes(*arguments: str) -> int:
-    """Run one command line in a new process; return the most memory it had, in bytes."""
+def peak_bytes(*arguments: str, imports: str = "nvlm_deploy") -> int:
+    """Run one command line in a new process; return the most memory it had, in bytes.
+
+    Args:
+        imports: modules that are imported first, with commas between them.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PEAK, imports, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stderr.splitlines()[-1])["peak"])
@@ -69,3 +81,63 @@ def test_a_build_streams_its_weights(
             f"interpreter {own / 1e6:,.0f} MB, above it {(peak - own) / 1e6:,.0f} MB"
         )
     assert peak - own <= LIMIT_BYTES
+
+
+# The widths of NVLM-D-72B with one layer of the tower and two of the decoder.
+WIDE = replace(SHAPES["nvlm-d-72b"], vision_layers=1, layers=2)
+MIN_WIDE_BYTES = 10_000_000_000
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def wide_checkpoint(tmp_path: Path) -> Iterator[Path]:
+    """A random checkpoint of these widths, over 10 GB; it is removed at once."""
+    directory = tmp_path / "wide"
+    write_random_checkpoint(released_style_config(WIDE), directory)
+    assert sum(path.stat().st_size for path in directory.iterdir()) >= MIN_WIDE_BYTES
+    yield directory
+    shutil.rmtree(directory)
+
+
+def layer_bytes() -> int:
+    """Bytes of one decoder layer in BF16, the largest thing in the model that is called a layer."""
+    shapes = model_shapes(NvlmConfig.from_dict(released_style_config(WIDE)))
+    return sum(
+        2 * math.prod(shape) for name, shape in shapes.items() if name.startswith("language.layers.0.")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
+def test_quantizing_takes_the_memory_of_a_layer(
+    wide_checkpoint: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tools = "torch,modelopt.torch.quantization"
+    output = tmp_path / "quantized"
+    arguments = ["quantize", str(wide_checkpoint), "--recipe", "int4-awq", "--set", "calibration.count=2"]
+    own, peak = peak_bytes(imports=tools), peak_bytes(*arguments, "-o", str(output), imports=tools)
+    steps = json.loads((output / "quantization.json").read_text())["steps"]
+    seconds = {step["step"]: step["seconds"] for step in steps}
+    record_property("peak_bytes", peak)
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\nint4-awq: decoder layer {layer_bytes() / GB:.2f} GB in BF16, peak {peak / GB:.2f} GB, "
+            f"interpreter {own / GB:.2f} GB, above it {(peak - own) / GB:.2f} GB\n{estimate(seconds)}"
+        )
+    assert peak - own <= 3 * layer_bytes() + GB
+
+
+def estimate(seconds: dict[str, float]) -> str:
+    """How long the full model would take here: its layers are alike."""
+    whole = SHAPES["nvlm-d-72b"]
+    layers = {"vision.layers.0": whole.vision_layers, "language.layers.1": whole.layers}
+    rest = sum(time for step, time in seconds.items() if ".layers." not in step)
+    total = rest + sum(count * seconds[step] for step, count in layers.items())
+    each = ", ".join(f"{step} {seconds[step]:.0f} s (x {count})" for step, count in layers.items())
+    return (
+        f"{each}, the rest {rest:.0f} s: the full model takes {total / 3600:.1f} h with this calibration set"
+    )

@@ -21,6 +21,10 @@ _CHUNK_BYTES = 16 * 2**20
 _TINY = torch.finfo(torch.float32).tiny
 
 
+# Dtype and shape by the suffix on disk.
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
     """A quantized matrix as tensors of a unified checkpoint; the fields are the suffixes on disk.
@@ -75,6 +79,10 @@ class WeightCodec(ABC):
         Raises:
             NvlmError: the shapes do not fit, or a number is not finite.
         """
+
+    @abstractmethod
+    def layout(self, rows: int, columns: int) -> Layout:
+        """Dtype and shape of every tensor that a matrix [rows, columns] is packed into, by suffix."""
 
     @abstractmethod
     def unpack(self, packed: PackedWeight) -> Tensor:

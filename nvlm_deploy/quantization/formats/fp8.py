@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nvlm_deploy.quantization.formats.codec import (
+    Layout,
     PackedWeight,
     WeightCodec,
     absolute_max,
@@ -54,6 +55,9 @@ class Fp8(WeightCodec):
         for part in row_chunks(rows, columns):
             codes_NK[part] = to_e4m3(_quotients(widen(weight_NK[part]), scale))
         return PackedWeight(codes_NK, scale)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        return {"weight": (torch.float8_e4m3fn, (rows, columns)), "weight_scale": (torch.float32, ())}
 
     def unpack(self, packed: PackedWeight) -> Tensor:
         codes_NK, scale_N1 = self.factors(packed)

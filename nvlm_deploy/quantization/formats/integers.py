@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.quantization.formats.codec import (
+    Layout,
     PackedWeight,
     WeightCodec,
     absolute_max,
@@ -33,7 +34,7 @@ from nvlm_deploy.quantization.formats.codec import (
 )
 
 _INT8_MAX = 127
-_INT4_MAX = 7
+INT4_MAX = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class Int8(WeightCodec):
         for part in row_chunks(rows, columns):
             codes_NK[part] = _nearest(widen(weight_NK[part]), scale_N[part, None], _INT8_MAX)
         return PackedWeight(codes_NK, scale_N)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        return {"weight": (torch.int8, (rows, columns)), "weight_scale": (torch.float32, (rows,))}
 
     def unpack(self, packed: PackedWeight) -> Tensor:
         codes_NK, scale_N1 = self.factors(packed)
@@ -81,13 +85,19 @@ class Int4(WeightCodec):
 
     def pack(self, weight_NK: Tensor, amax: Tensor) -> PackedWeight:
         rows, columns = matrix_shape(weight_NK)
-        scale_NJ = scales_of(checked_amax(amax, self._scale_shape(weight_NK), weight_NK), _INT4_MAX)
+        scale_NJ = scales_of(checked_amax(amax, self._scale_shape(weight_NK), weight_NK), INT4_MAX)
         packed = torch.empty(rows // 2, columns, dtype=torch.uint8, device=weight_NK.device)
         for part in row_chunks(rows, columns):
             weight_nJG = in_groups(widen(weight_NK[part]), self.group_size)
-            codes_nK = _nearest(weight_nJG, scale_NJ[part, :, None], _INT4_MAX).flatten(1)
+            codes_nK = _nearest(weight_nJG, scale_NJ[part, :, None], INT4_MAX).flatten(1)
             packed[part.start // 2 : part.stop // 2] = _pack_row_pairs(codes_nK)
         return PackedWeight(packed, scale_NJ)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        return {
+            "weight": (torch.uint8, (rows // 2, columns)),
+            "weight_scale": (torch.float32, (rows, columns // self.group_size)),
+        }
 
     def unpack(self, packed: PackedWeight) -> Tensor:
         pairs_PK = packed_codes(packed, torch.uint8)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.quantization.formats.codec import (
+    Layout,
     PackedWeight,
     WeightCodec,
     absolute_max,
@@ -75,6 +76,13 @@ class Nvfp4(WeightCodec):
             step_nJ = scale_NJ[part].float() * scale_2
             packed[part] = _pack_column_pairs(_to_e2m1(weight_nJG / step_nJ[..., None]).flatten(1))
         return PackedWeight(packed, scale_NJ, scale_2)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        return {
+            "weight": (torch.uint8, (rows, columns // 2)),
+            "weight_scale": (torch.float8_e4m3fn, (rows, columns // BLOCK)),
+            "weight_scale_2": (torch.float32, ()),
+        }
 
     def unpack(self, packed: PackedWeight) -> Tensor:
         codes_NK, scale_NJ = self.factors(packed)

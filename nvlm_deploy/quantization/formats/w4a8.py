@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nvlm_deploy.quantization.formats.codec import (
+    Layout,
     PackedWeight,
     WeightCodec,
     packed_scale,
@@ -41,6 +42,9 @@ class W4A8(WeightCodec):
         packed = self._int4.pack(weight_NK, amax)
         scale_2 = scales_of(amax.to(packed.weight_scale).amax(), E4M3_MAX)
         return replace(packed, weight_scale_2=scale_2)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        return {**self._int4.layout(rows, columns), "weight_scale_2": (torch.float32, ())}
 
     def unpack(self, packed: PackedWeight) -> Tensor:
         codes_NK, scale_N1 = self.factors(packed)

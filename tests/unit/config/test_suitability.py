@@ -6,10 +6,9 @@ import pytest
 
 from nvlm_deploy.config.catalog import list_names, load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_engine
+from nvlm_deploy.config.suitability import check_engine, check_target
 from nvlm_deploy.config.target import Target, capability
 from nvlm_deploy.errors import UnsuitableError
-from nvlm_deploy.pipeline.quantize_plan import check_target
 
 GPUS = {"jetson-agx-orin-64": 87, "a100-80": 80, "l40s": 89, "h100-80": 90, "b200": 100}
 

@@ -1,0 +1,100 @@
+"""A quantization that is killed at any moment goes on behind its last finished layer, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROUNDS = 10
+# A round that ends before the kill, or that is killed before its first layer, proves nothing.
+MIN_RESUMED = 5
+
+# Loads everything once and then forks, so that a kill falls into the work and not into the imports. Reports
+# one JSON line per round: which layers were finished when it was killed, and how the next run ended.
+KILLER = """
+import json, os, random, signal, sys, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import modelopt.torch.quantization
+import nvlm_deploy.pipeline.quantize
+from nvlm_deploy.cli.main import run
+
+rounds, folder, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+
+def start(output):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(run([*arguments, "-o", str(output)]))
+    return child
+
+def seconds(output):
+    begin = time.monotonic()
+    assert os.waitpid(start(output), 0)[1] == 0
+    return time.monotonic() - begin
+
+# The first one is slower than the rest: files are not in memory yet.
+duration = min(seconds(folder / name) for name in ("whole", "again"))
+random.seed(3)
+for number in range(rounds):
+    output = folder / f"killed-{number}"
+    child = start(output)
+    time.sleep(duration * random.uniform(0.2, 1))
+    os.kill(child, signal.SIGKILL)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    pieces = sorted((folder / f".killed-{number}.unfinished" / "pieces").glob("*.json"))
+    notes = [json.loads(path.read_text()) for path in pieces]
+    existed = output.exists()
+    status = 0 if existed else os.waitpid(start(output), 0)[1]
+    finished = {note["step"]: note["seconds"] for note in notes}
+    report = {"killed": killed, "existed": existed, "status": status, "finished": finished}
+    print(json.dumps(report), flush=True)
+"""
+
+
+def without_times(manifest: dict[str, Any]) -> dict[str, Any]:
+    steps = [{key: value for key, value in step.items() if key != "seconds"} for step in manifest["steps"]]
+    return {**manifest, "steps": steps}
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("modelopt")
+    arguments = ["quantize", str(tiny_checkpoint), "--recipe", "int4-awq-vit-int8"]
+    for change in ("weights.language.group_size=32", "awq.alpha_step=0.5", "calibration.count=2"):
+        arguments += ["--set", change]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(ROUNDS), str(tmp_path), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == ROUNDS
+    whole = tmp_path / "whole"
+    expected = {path.name: path.read_bytes() for path in whole.iterdir() if path.suffix != ".json"}
+    manifest = json.loads((whole / "quantization.json").read_text())
+    resumed = 0
+    for number, report in enumerate(reports):
+        assert report["killed"] or report["existed"]
+        assert report["status"] == 0
+        output = tmp_path / f"killed-{number}"
+        found = {path.name: path.read_bytes() for path in output.iterdir() if path.suffix != ".json"}
+        assert found == expected
+        for path in whole.glob("*.json"):
+            if path.name != "quantization.json":
+                assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+        again = json.loads((output / "quantization.json").read_text())
+        assert without_times(again) == without_times(manifest)
+        # Finished layers were not made again: their times are those of the first run.
+        times = {step["step"]: step["seconds"] for step in again["steps"]}
+        assert times.items() >= report["finished"].items()
+        resumed += not report["existed"] and len(report["finished"]) > 0
+    assert resumed >= MIN_RESUMED
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
