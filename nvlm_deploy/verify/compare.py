@@ -70,7 +70,9 @@ def compare_states(places: Sequence[Place], reference: States, subject: States) 
         ours, theirs = reference[place.name], subject[place.name]
         branch = None
         if place.before is not None:
-            branch = mean_cosine(ours - reference[place.before], theirs - subject[place.before])
+            with np.errstate(invalid="ignore"):  # a difference of infinities is what is looked for
+                added = theirs - subject[place.before]
+            branch = mean_cosine(ours - reference[place.before], added)
         finite = bool(np.isfinite(theirs).all())
         figures.append(LayerFigures(place.name, place.part, mean_cosine(ours, theirs), branch, finite))
     return figures
@@ -160,6 +162,7 @@ def _other_token(pair: tuple[Rows, Rows], positions: int) -> bool:
 
 def log_softmax(logits_LV: Rows) -> Float64:
     """Log-probabilities in float64."""
-    shifted_LV = logits_LV.astype(np.float64) - logits_LV.max(axis=1, keepdims=True)
-    log_p_LV: Float64 = shifted_LV - np.log(np.exp(shifted_LV).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # rows that are not finite stay so
+        shifted_LV = logits_LV.astype(np.float64) - logits_LV.max(axis=1, keepdims=True)
+        log_p_LV: Float64 = shifted_LV - np.log(np.exp(shifted_LV).sum(axis=1, keepdims=True))
     return log_p_LV

@@ -88,7 +88,7 @@ class VerifyReport:
         count = f"{len(self.failed)} of {len(self.checks)} checks"
         raise VerificationError(
             f"{self.subject} does not answer like {self.against}: {count} failed{lines}",
-            hint="--report FILE.html shows all layers and the worst examples; a recipe's section verify has limits",
+            hint="--report FILE.html shows all layers; a recipe's section verify sets the limits",
         )
 
     def summary(self) -> dict[str, Any]:
