@@ -15,6 +15,11 @@ BUILD = LazyGroup(
             "quantize",
             "Quantize a checkpoint layer by layer, calibrated on images.",
         ),
+        "verify": Verb(
+            "nvlm_deploy.cli.verify",
+            "verify",
+            "Hold an engine against the checkpoint that it was built from.",
+        ),
         "run": Verb("nvlm_deploy.cli.run", "run", "Answer a prompt, about images if there are any."),
         "preprocess": Verb(
             "nvlm_deploy.cli.preprocess",

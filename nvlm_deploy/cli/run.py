@@ -28,6 +28,7 @@ class RunOptions:
     top_logits: int
     threads: int | None
     memory: Literal["fast", "mapped"]
+    require_verified: bool
     stream: bool
     as_json: bool
 
@@ -50,6 +51,9 @@ class RunOptions:
     default="fast",
     show_default=True,
     help="mapped: leave the weights in the file, for models larger than memory.",
+)
+@click.option(
+    "--require-verified", is_flag=True, help="Refuse an engine that nvlm-build verify has not passed."
 )
 @click.option("--stream", is_flag=True, help="Print the answer while it is made.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -85,7 +89,12 @@ def _answer(options: RunOptions) -> Result:
         "seed": options.seed,
         "top_logits": options.top_logits,
     }
-    engine = Engine.open(options.bundle, threads=options.threads, memory=options.memory)
+    engine = Engine.open(
+        options.bundle,
+        threads=options.threads,
+        memory=options.memory,
+        require_verified=options.require_verified,
+    )
     if not options.stream:
         result: Result = engine.generate(options.prompt, options.images, **settings)
         return result

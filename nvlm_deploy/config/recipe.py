@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from nvlm_deploy.config.thresholds import VerifyThresholds, default_thresholds
 
 WeightType = Literal["fp32", "fp16", "int8", "int4", "fp8", "nvfp4"]
 ActivationType = Literal["fp32", "int8", "int8-static", "fp8", "nvfp4"]
@@ -25,6 +27,7 @@ _ACTIVATIONS: dict[WeightType, tuple[ActivationType, ...]] = {
 # Scales of these are fixed when the checkpoint is quantized, from what the model was shown.
 STATIC_ACTIVATIONS: tuple[ActivationType, ...] = ("int8-static", "fp8", "nvfp4")
 _MIN_GROUP = 16
+_BITS: dict[WeightType, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "nvfp4": 4}
 
 
 class _Section(BaseModel):
@@ -146,6 +149,20 @@ class Recipe(_Section):
     kv_cache: Literal["fp32", "fp16", "fp8"]
     keep: list[KeepRule] = []
     never: list[NeverRule] = []
+    verify: VerifyThresholds = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _fill_thresholds(cls, stated: Any, info: ValidationInfo) -> Any:
+        """Add the defaults of these weights' bits to what the recipe states."""
+        if not isinstance(stated, dict):
+            return stated
+        weights = info.data.get("weights")
+        if weights is None:  # refused already; that is the error to report
+            return {**default_thresholds(16, 16), **stated}
+        decoder = min(_BITS[part.format] for part in (weights.language, weights.lm_head, weights.embedding))
+        vision = min(_BITS[part.format] for part in (weights.vision, weights.projector))
+        return {**default_thresholds(vision, decoder), **stated}
 
     @property
     def makes_checkpoint(self) -> bool:

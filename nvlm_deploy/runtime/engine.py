@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.backends.protocol import DecoderSession, SessionOptions, VisionSession
+from nvlm_deploy.config.verified import require_passed
 from nvlm_deploy.errors import UsageError
 from nvlm_deploy.preprocess.images import ImageSource
 from nvlm_deploy.preprocess.messages import Message, gather_images
@@ -62,6 +63,7 @@ class Engine:
         memory: Literal["fast", "mapped"] = "fast",
         verify_digests: bool = True,
         image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
+        require_verified: bool = False,
     ) -> Engine:
         """Open an engine bundle.
 
@@ -71,11 +73,15 @@ class Engine:
             memory: `fast` packs weights for speed; `mapped` leaves them in the file and the page cache.
             verify_digests: hold every file against its SHA-256; without it only sizes are checked.
             image_cache_bytes: limit of the cache of visual tokens; 0 turns it off.
+            require_verified: refuse a bundle that has not passed `nvlm-build verify`.
 
         Raises:
             NvlmError: no bundle, a changed file, or a runtime that does not fit the manifest.
+            VerificationError: the bundle has not been verified, or has not passed.
         """
         opened = Bundle.open(Path(bundle), verify_digests=verify_digests)
+        if require_verified:
+            require_passed(opened.directory, opened.manifest)
         options = SessionOptions(threads=threads, memory=memory)
         vision, decoder = open_sessions(opened, options)
         return cls(opened, vision, decoder, ImageCache(image_cache_bytes))
@@ -151,6 +157,13 @@ class Engine:
         for _ in self._steps(prepared, answers, timer):
             pass
         return _results(prepared, answers, timer)
+
+    def preprocess(
+        self, prompt: str | Sequence[Message], images: Sequence[ImageSource] = ()
+    ) -> tuple[Prompt, tuple[TiledImage, ...]]:
+        """Return the token ids and tiles that `generate` would see."""
+        (prepared,) = self._prepare([Request(prompt, tuple(images))], StageTimer())
+        return prepared.prompt, prepared.images
 
     def _stream(self, request: Request) -> Iterator[str | Result]:
         timer = StageTimer()

@@ -20,13 +20,14 @@ from nvlm_deploy.errors import NvlmError
 
 _ERRORS_ONLY = 3
 _CONTEXT_KEY = "nvlm.context_length"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OrtVisionSession:
     """Tiles to visual tokens, one tile after the other: several at once are no faster on a CPU."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        self._session = _open(path, options)
+        self._session = open_graph(path, options)
         self._tile_shape = tuple(self._session.get_inputs()[0].shape[1:])
         self._token_shape = tuple(self._session.get_outputs()[0].shape[1:])
 
@@ -48,7 +49,7 @@ class OrtDecoderSession:
     """Token ids and visual tokens to logits; keys and values are updated in place."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        self._session = _open(path, options)
+        self._session = open_graph(path, options)
         self._piece = options.prefill_chunk
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._hidden_size = int(shapes["visual_tokens"][1])
@@ -158,8 +159,10 @@ def _check_room(step: Step, cache: OrtKvCache) -> None:
         )
 
 
-def _open(path: Path, options: SessionOptions) -> ort.InferenceSession:
+def open_graph(path: Path, options: SessionOptions, changed: bytes | None = None) -> ort.InferenceSession:
     """Open a graph by its path, so that weights in its data file are mapped and never read as a whole.
+
+    `changed` is opened in its place, with the weights beside `path`.
 
     Raises:
         NvlmError: the file is missing or damaged.
@@ -171,8 +174,10 @@ def _open(path: Path, options: SessionOptions) -> ort.InferenceSession:
         # Repacked weights, and casts that the optimizer computes ahead, would be copies in memory.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if changed is not None:
+        settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     try:
-        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(changed or str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise NvlmError(
             f"{path} cannot be loaded: {str(error).splitlines()[0]}",

@@ -1,0 +1,252 @@
+"""Stage: an engine bundle, or a quantized checkpoint, held against the released checkpoint."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+import nvlm_deploy
+from nvlm_deploy.backends.protocol import SessionOptions
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.config.manifest import MANIFEST_NAME
+from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.thresholds import VerifyThresholds
+from nvlm_deploy.config.validation import explain
+from nvlm_deploy.config.verified import write_result
+from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.pipeline.quantize import MANIFEST_NAME as QUANTIZATION_NAME
+from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.streamed_model import StreamedModel
+from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME
+from nvlm_deploy.verify.checkpoint_subject import CheckpointSubject
+from nvlm_deploy.verify.checks import (
+    Check,
+    TaskRow,
+    contract_checks,
+    kv_cache_checks,
+    layer_checks,
+    logit_checks,
+    reaction_checks,
+    task_checks,
+)
+from nvlm_deploy.verify.compare import answered_right, compare_answer, mean_figures
+from nvlm_deploy.verify.contract import Contract
+from nvlm_deploy.verify.contract_check import check_contract
+from nvlm_deploy.verify.engine_subject import EngineSubject
+from nvlm_deploy.verify.measure import Measured, PromptSet, SubjectOutputs, measure
+from nvlm_deploy.verify.report import VerifyReport, worst_first
+from nvlm_deploy.verify.states import Rows
+from nvlm_deploy.verify.walk import ModelWalk, WalkResult
+
+DEFAULT_SAMPLES, QUICK_SAMPLES = 40, 10
+_TOOLS = ("numpy", "onnxruntime", "pillow", "tokenizers", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """How much is looked at, and how.
+
+    samples: questions about images, at least 5. device: of the PyTorch reference. threads and memory are the
+    engine's, as in `nvlm-build run`.
+    """
+
+    samples: int = DEFAULT_SAMPLES
+    device: str = "cpu"
+    threads: int | None = None
+    memory: Literal["fast", "mapped"] = "fast"
+
+
+def verify_bundle(
+    bundle: Path,
+    against: Path,
+    options: VerifyOptions | None = None,
+    progress: ProgressCallback = no_progress,
+) -> VerifyReport:
+    """Hold an engine bundle against the checkpoint that it was built from; its manifest gets the result.
+
+    A result that does not pass is noted, too; `VerifyReport.require_passed` raises then.
+
+    Raises:
+        UsageError: the bundle was built from another checkpoint.
+        NvlmError: bundle or checkpoint is not in order.
+    """
+    began, options = time.perf_counter(), options or VerifyOptions()
+    subject = EngineSubject(bundle, SessionOptions(options.threads, options.memory), progress)
+    manifest = subject.bundle.manifest
+    weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
+    limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
+    contract = Contract(bundle, manifest.prompt.mode)
+    prompts = PromptSet.make(contract, options.samples)
+    reference = _reference(weights, prompts, options.device, progress)
+    # Looking into the graphs opens them once more, so it comes before the engine is opened.
+    states = subject.states(*prompts.probed_prompts(reference))
+    found = SubjectOutputs(states, subject.logits(prompts.all), subject.answers(prompts.images))
+    measured = measure(weights.reader.config, prompts, reference, found)
+    checks = [
+        *contract_checks(check_contract(subject.engine, contract, prompts.asked)),
+        *_checks(measured, limits),
+    ]
+    report = _report(
+        ("engine", str(bundle), str(against)),
+        (str(manifest.recipe.get("name")), str(manifest.target.get("name"))),
+        (manifest.checkpoint_fingerprint, began),
+        checks,
+        measured,
+    )
+    write_result(bundle, manifest, report.summary())
+    return report
+
+
+def verify_checkpoint(
+    quantized: Path,
+    against: Path,
+    options: VerifyOptions | None = None,
+    progress: ProgressCallback = no_progress,
+) -> VerifyReport:
+    """Hold a quantized checkpoint against the released one in PyTorch; an FP8 KV cache with and without.
+
+    The quantized checkpoint is in memory whole, in FP32, and nothing is written into it.
+
+    Raises:
+        UsageError: it was made from another checkpoint.
+        NvlmError: one of them is not in order.
+    """
+    began, options = time.perf_counter(), options or VerifyOptions()
+    made = _read_quantization(quantized)
+    weights = _open_reference(against, made["checkpoint_fingerprint"], quantized)
+    limits = _thresholds(made["recipe"], quantized / QUANTIZATION_NAME)
+    prompts = PromptSet.make(Contract(against), options.samples)
+    reference = _reference(weights, prompts, options.device, progress)
+    subject = CheckpointSubject(quantized, torch.device(options.device), progress)
+    states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
+    found = SubjectOutputs(states, logits, answers=None)
+    measured = measure(weights.reader.config, prompts, reference, found)
+    checks = _checks(measured, limits)
+    if subject.has_fp8_kv_cache:
+        with subject.with_plain_kv_cache():
+            plain = subject.logits(prompts.asked)
+        checks += _kv_cache_checks(prompts, plain, logits, limits)
+    return _report(
+        ("checkpoint", str(quantized), str(against)),
+        (str(made["recipe"].get("name")), "-"),
+        (made["checkpoint_fingerprint"], began),
+        checks,
+        measured,
+    )
+
+
+def verify(
+    subject: Path,
+    against: Path,
+    options: VerifyOptions | None = None,
+    progress: ProgressCallback = no_progress,
+) -> VerifyReport:
+    """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint."""
+    if (subject / MANIFEST_NAME).exists():
+        return verify_bundle(subject, against, options, progress)
+    if (subject / QUANT_CONFIG_NAME).exists():
+        return verify_checkpoint(subject, against, options, progress)
+    raise NvlmError(
+        f"{subject} is neither an engine bundle nor a quantized checkpoint: it has no {MANIFEST_NAME} and "
+        f"no {QUANT_CONFIG_NAME}",
+        hint="make one with nvlm-build engine or nvlm-build quantize",
+    )
+
+
+def _open_reference(against: Path, fingerprint: str, subject: Path) -> ModelWeights:
+    if (against / QUANT_CONFIG_NAME).exists():
+        raise UsageError(
+            f"{against} is quantized itself",
+            hint="give --against the released checkpoint that it was made from",
+        )
+    weights = ModelWeights(CheckpointReader(against))
+    found = weights.reader.fingerprint()
+    if found != fingerprint:
+        raise UsageError(
+            f"{subject} was not made from {against}: its checkpoint's fingerprint is {fingerprint[:16]}, and "
+            f"this one's is {found[:16]}",
+            hint="give --against the checkpoint that it was built from, or build it again from this one",
+        )
+    return weights
+
+
+def _reference(
+    weights: ModelWeights, prompts: PromptSet, device: str, progress: ProgressCallback
+) -> WalkResult:
+    model = StreamedModel(weights, torch.device(device))
+    return ModelWalk(model, progress).run(prompts.all, frozenset(prompts.probed))
+
+
+def _thresholds(recipe: dict[str, Any], source: Path) -> VerifyThresholds:
+    try:
+        return Recipe.model_validate(recipe).verify
+    except ValidationError as error:
+        raise explain(error, Recipe, f"{source}: recipe") from None
+
+
+def _read_quantization(directory: Path) -> dict[str, Any]:
+    path = directory / QUANTIZATION_NAME
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        return {"checkpoint_fingerprint": str(made["checkpoint_fingerprint"]), "recipe": dict(made["recipe"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise NvlmError(
+            f"{path} does not say what the checkpoint was made from",
+            hint="quantize it again with nvlm-build quantize",
+        ) from None
+
+
+def _checks(measured: Measured, limits: VerifyThresholds) -> list[Check]:
+    return [
+        *layer_checks(measured.layers, limits),
+        *logit_checks(measured.image, measured.text, limits),
+        *task_checks(measured.tasks, limits),
+        *reaction_checks(measured.reaction, limits),
+    ]
+
+
+def _kv_cache_checks(
+    prompts: PromptSet, plain: Sequence[Rows], quantized: Sequence[Rows], limits: VerifyThresholds
+) -> list[Check]:
+    count = len(prompts.images)
+    triples = list(zip(prompts.images, plain[:count], quantized[:count], strict=True))
+    added = mean_figures([compare_answer(prompt, a, b) for prompt, a, b in triples])
+    before = sum(answered_right(prompt, a) for prompt, a, _ in triples)
+    after = sum(answered_right(prompt, b) for prompt, _, b in triples)
+    return kv_cache_checks(added, TaskRow("all", len(triples), before, after), limits)
+
+
+def _report(
+    named: tuple[str, str, str],
+    made: tuple[str, str],
+    run: tuple[str, float],
+    checks: Sequence[Check],
+    measured: Measured,
+) -> VerifyReport:
+    versions = {name: metadata.version(name) for name in _TOOLS}
+    kind, subject, against = named
+    return VerifyReport(
+        subject=subject,
+        against=against,
+        kind=kind,
+        recipe=made[0],
+        target=made[1],
+        checkpoint_fingerprint=run[0],
+        versions={"nvlm-deploy": nvlm_deploy.__version__, "python": platform.python_version(), **versions},
+        seconds=time.perf_counter() - run[1],
+        checks=tuple(checks),
+        layers=measured.layers,
+        tasks=measured.tasks,
+        reaction=measured.reaction,
+        examples=worst_first(measured.examples),
+    )
