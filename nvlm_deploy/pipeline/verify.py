@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
 from nvlm_deploy.errors import NvlmError, UsageError
-from nvlm_deploy.pipeline.quantize import MANIFEST_NAME as QUANTIZATION_NAME
 from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.record import QuantizationRecord
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME
 from nvlm_deploy.verify.checkpoint_subject import CheckpointSubject
@@ -122,15 +121,16 @@ def verify_checkpoint(
         NvlmError: one of them is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
-    made = _read_quantization(quantized)
-    weights = _open_reference(against, made["checkpoint_fingerprint"], quantized)
-    limits = _thresholds(made["recipe"], quantized / QUANTIZATION_NAME)
+    made = QuantizationRecord.read(quantized)
+    recipe = made.recipe()
+    weights = _open_reference(against, made.fingerprint, quantized)
     prompts = PromptSet.make(Contract(against), options.samples)
     reference = _reference(weights, prompts, options.device, progress)
     subject = CheckpointSubject(quantized, torch.device(options.device), progress)
     states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
     found = SubjectOutputs(states, logits, answers=None)
     measured = measure(weights.reader.config, prompts, reference, found)
+    limits = recipe.verify
     checks = _checks(measured, limits)
     if subject.has_fp8_kv_cache:
         with subject.with_plain_kv_cache():
@@ -138,8 +138,8 @@ def verify_checkpoint(
         checks += _kv_cache_checks(prompts, plain, logits, limits)
     return _report(
         ("checkpoint", str(quantized), str(against)),
-        (str(made["recipe"].get("name")), "-"),
-        (made["checkpoint_fingerprint"], began),
+        (recipe.name, "-"),
+        (made.fingerprint, began),
         checks,
         measured,
     )
@@ -192,18 +192,6 @@ def _thresholds(recipe: dict[str, Any], source: Path) -> VerifyThresholds:
         return Recipe.model_validate(recipe).verify
     except ValidationError as error:
         raise explain(error, Recipe, f"{source}: recipe") from None
-
-
-def _read_quantization(directory: Path) -> dict[str, Any]:
-    path = directory / QUANTIZATION_NAME
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        return {"checkpoint_fingerprint": str(made["checkpoint_fingerprint"]), "recipe": dict(made["recipe"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise NvlmError(
-            f"{path} does not say what the checkpoint was made from",
-            hint="quantize it again with nvlm-build quantize",
-        ) from None
 
 
 def _checks(measured: Measured, limits: VerifyThresholds) -> list[Check]:
