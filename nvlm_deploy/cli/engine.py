@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from nvlm_deploy.pipeline.engine import BuildResult
     from nvlm_deploy.pipeline.plan import EnginePlan
+    from nvlm_deploy.progress import ProgressCallback
+    from nvlm_deploy.verify.report import VerifyReport
 
 
 @click.command()
@@ -42,6 +44,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where it is shown: cpu, cuda or cuda:N.",
 )
+@click.option(
+    "--against",
+    metavar="RELEASED",
+    type=click.Path(path_type=Path),
+    help="What to verify the engine with, if CHECKPOINT is quantized.",
+)
+@click.option("--no-verify", is_flag=True, help="Do not hold the engine against the checkpoint at the end.")
 @click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -52,6 +61,8 @@ def engine(
     overrides: tuple[str, ...],
     calibration: str,
     device: str,
+    against: Path | None,
+    no_verify: bool,
     output: Path,
     dry_run: bool,
     as_json: bool,
@@ -61,6 +72,9 @@ def engine(
     CHECKPOINT is a directory in the layout of the released NVLM-D: config.json, safetensors and
     tokenizer files; or what `nvlm-build quantize` made of one. A calibrated recipe quantizes a released
     checkpoint first. BUNDLE must not exist; it appears whole or not at all.
+
+    At the end a few questions are asked of the engine and of the checkpoint. An engine that differs too
+    much stays where it is, marked as failed, and the exit code is 4; `nvlm-build verify` says more.
     """
     from nvlm_deploy.cli.output import note, print_json, progress_bars
     from nvlm_deploy.pipeline.engine import build_engine_bundle
@@ -74,7 +88,23 @@ def engine(
         return
     with progress_bars() as progress:
         result = build_engine_bundle(plan, progress)
-    print_json(result.to_dict()) if as_json else _print_result(plan, result)
+        released = None if no_verify else against or plan.released
+        report = _verify(result.bundle, released, device, progress) if released is not None else None
+    if released is None and not no_verify:
+        note("not verified: give --against the released checkpoint")
+    if as_json:
+        print_json({**result.to_dict(), "verification": report.summary() if report else None})
+    else:
+        _print_result(plan, result)
+    if report is not None:
+        report.require_passed()
+        note(f"{len(report.checks)} checks against {released} passed")
+
+
+def _verify(bundle: Path, released: Path, device: str, progress: ProgressCallback) -> VerifyReport:
+    from nvlm_deploy.pipeline.verify import QUICK_SAMPLES, VerifyOptions, verify_bundle
+
+    return verify_bundle(bundle, released, VerifyOptions(QUICK_SAMPLES, device), progress)
 
 
 def _print_plan(plan: EnginePlan) -> None:

@@ -86,6 +86,11 @@ class EnginePlan:
         return self.weights.reader.directory
 
     @property
+    def released(self) -> Path | None:
+        """The checkpoint in full precision, if it is what the build starts from."""
+        return None if isinstance(self.weights, QuantizedWeights) else self.checkpoint
+
+    @property
     def config(self) -> NvlmConfig:
         return self.weights.reader.config
 
