@@ -17,11 +17,11 @@ from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.target import Target
-from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
+from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
-from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
+from nvlm_deploy.quantization.unified import quant_algorithm
 
 DEFAULT_CALIBRATION = "documents"
 _CALIBRATION_PREFIX = "calibration."
@@ -140,14 +140,9 @@ def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeight
             hint="use --set weights.lm_head.format=fp16",
         )
     _check_padded_groups(recipe, plan, weights.reader.config)
-    for group in all_groups(weights.reader.config):
-        kept = {name for name in group.weights if not plan.storage(name).quantized}
-        if group.linears[0].startswith("vision.") and kept and len(kept) < len(group.weights):
-            raise NvlmError(
-                f"recipe {recipe.name} keeps {sorted(kept)[0]} in floats, but the tower's q, k and v are one "
-                "tensor in the checkpoint",
-                hint="keep all three of them, or none",
-            )
+    for tensor in plan.tensors.values():
+        if tensor.storage.algorithm is not None:
+            quant_algorithm(tensor.storage)
 
 
 def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmConfig) -> None:
