@@ -1,0 +1,112 @@
+"""Units of the model, and the ways to store each one that the candidate recipes have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS, Recipe
+from nvlm_deploy.config.sensitivity import RELEASED
+from nvlm_deploy.quantization.groups import all_groups
+from nvlm_deploy.quantization.plan import QuantizationPlan, Storage
+
+_FLOAT = Storage("fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A recipe and what it does to the model."""
+
+    recipe: Recipe
+    plan: QuantizationPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to store a unit: storage by matrix. `candidate` is None for 16 bits, as released."""
+
+    label: str
+    candidate: Candidate | None
+    storages: Mapping[str, Storage]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The matrices of one step of the model: a layer, the projector, `lm_head`."""
+
+    name: str
+    part: str
+    matrices: tuple[str, ...]
+    weights: int
+    options: tuple[Option, ...]
+
+
+def model_units(config: NvlmConfig, candidates: Sequence[Candidate]) -> tuple[Unit, ...]:
+    """Return the units in the order of computation; the first option of each is 16 bits.
+
+    A tied `lm_head` is no unit: it is the embedding.
+    """
+    matrices: dict[str, list[str]] = {}
+    for group in all_groups(config):
+        matrices.setdefault(unit_of(group.linears[0]), []).extend(group.weights)
+    tied = candidates[0].plan.tied
+    return tuple(
+        _unit(name, tuple(members), candidates)
+        for name, members in matrices.items()
+        if not (tied and name == "language.lm_head")
+    )
+
+
+def unit_of(linear: str) -> str:
+    """Name of the unit that a linear belongs to: that of its step."""
+    pieces = linear.split(".")
+    if linear == "language.lm_head":
+        return linear
+    return ".".join(pieces[:3]) if pieces[1] == "layers" else pieces[0]
+
+
+def storage_label(storage: Storage) -> str:
+    """A storage in a few words: `int4 g128 awq`, `int8 smoothquant a8`."""
+    words = [storage.format]
+    if storage.group_size and storage.format in ("int4", "int8"):
+        words.append(f"g{storage.group_size}")
+    words.append(storage.algorithm or "rtn")
+    if storage.activations in STATIC_ACTIVATIONS:
+        words.append("a4" if storage.activations == "nvfp4" else "a8")
+    return " ".join(words)
+
+
+def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate]) -> Unit:
+    shapes = candidates[0].plan.tensors
+    weights = sum(shapes[matrix].shape[0] * shapes[matrix].shape[1] for matrix in matrices)
+    options = [Option(RELEASED, None, dict.fromkeys(matrices, _FLOAT), 2 * weights)]
+    known = set()
+    for candidate in candidates:
+        storages = {matrix: candidate.plan.storage(matrix) for matrix in matrices}
+        key = tuple(_comparable(storage) for storage in storages.values())
+        if key in known or not any(storage.quantized for storage in storages.values()):
+            continue
+        known.add(key)
+        nbytes = sum(storage.nbytes(shapes[matrix].shape) for matrix, storage in storages.items())
+        label = _option_label(storages.values(), candidate, options)
+        options.append(Option(label, candidate, storages, nbytes))
+    return Unit(name, shapes[matrices[0]].part, matrices, weights, tuple(options))
+
+
+def _comparable(storage: Storage) -> Storage:
+    """What makes a difference: all floats are as released, and activations without a scale stay floats."""
+    if not storage.quantized:
+        return _FLOAT
+    dynamic = storage.activations not in STATIC_ACTIVATIONS
+    return replace(storage, activations="fp32") if dynamic else storage
+
+
+def _option_label(storages: Iterable[Storage], candidate: Candidate, others: Sequence[Option]) -> str:
+    labels = Counter(storage_label(storage) for storage in storages if storage.quantized)
+    floats = any(not storage.quantized for storage in storages)
+    label = labels.most_common(1)[0][0]
+    taken = any(option.label == label for option in others)
+    return f"{label} ({candidate.recipe.name})" if len(labels) > 1 or floats or taken else label
