@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,7 +11,6 @@ from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.errors import NvlmError
 
-REPORT_VERSION = 1
 RELEASED = "16 bits"
 Measure = Literal["kl", "relative-error"]
 
@@ -23,8 +22,8 @@ class _Section(BaseModel):
 class OptionLoss(_Section):
     """One way to store a unit, and what the model loses by it.
 
-    `recipe` is the first candidate that stores the unit so; None for 16 bits, as released. `loss` is None where
-    it is no finite number. `top1`: share of positions with the same most likely token, if logits were compared.
+    recipe: the first candidate that stores the unit so; None for 16 bits, as released. loss: None where it is
+    no finite number. top1: share of positions with the same most likely token, if logits were compared.
     """
 
     label: str
@@ -47,12 +46,23 @@ class UnitLoss(_Section):
         return next((option for option in self.options if option.label == label), None)
 
 
-class ShownPrompts(_Section):
-    """What the loss was measured on; `positions` are those whose logits were compared."""
+class UsedCalibration(_Section):
+    """The calibration set that scales were chosen by: its name or path, with what was changed in it."""
 
     name: str
-    count: int
-    positions: int
+    overrides: list[str]
+    digest: str
+
+
+class UsedPrompts(_Section):
+    """What the loss was measured on: a set's name or path, or None for generated documents.
+
+    positions: those whose logits were compared.
+    """
+
+    name: str | None
+    count: int = Field(ge=1)
+    positions: int = Field(ge=1)
     digest: str
 
 
@@ -64,12 +74,12 @@ class SensitivityReport(_Section):
     recipes: the candidates, as they were after every override.
     """
 
-    version: Literal[1] = REPORT_VERSION
+    version: Literal[1] = 1
     checkpoint_fingerprint: str
     measure: Measure
     recipes: list[Recipe] = Field(min_length=1)
-    calibration: dict[str, Any] | None
-    prompts: ShownPrompts
+    calibration: UsedCalibration | None
+    prompts: UsedPrompts
     units: list[UnitLoss] = Field(min_length=1)
     seconds: float
 

@@ -101,10 +101,10 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     calibration, directory = None, Path()
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)
-    _check_device(request.device)
+    check_device(request.device)
     weights = ModelWeights(CheckpointReader(request.checkpoint))
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
-    _check_storages(recipe, quantization, weights)
+    check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()
     return QuantizePlan(
         output=request.output,
@@ -133,7 +133,13 @@ def check_target(recipe: Recipe, target: Target) -> None:
     )
 
 
-def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
+def check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
+    """Check that a quantized checkpoint can hold what a recipe asks for.
+
+    Raises:
+        UnsuitableError: a tied `lm_head` would be quantized, or groups do not divide a row with dummy heads.
+        NvlmError: there is no such format in a unified checkpoint.
+    """
     if plan.tied and plan.storage(LM_HEAD).quantized:
         raise UnsuitableError(
             f"recipe {recipe.name} quantizes lm_head, which this model ties to its embedding",
@@ -159,7 +165,8 @@ def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmCon
             )
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise an UnsuitableError if torch has no such device here."""
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
 

@@ -1,1 +1,1 @@
-"""How much each layer loses in each format, and the assignment of formats that loses least in a given size."""
+"""How much each layer loses in each format, and the assignment that loses least in a given size."""

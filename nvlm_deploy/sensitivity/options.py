@@ -70,13 +70,19 @@ def unit_of(linear: str) -> str:
 
 def storage_label(storage: Storage) -> str:
     """A storage in a few words: `int4 g128 awq`, `int8 smoothquant a8`."""
-    words = [storage.format]
+    words: list[str] = [storage.format]
     if storage.group_size and storage.format in ("int4", "int8"):
         words.append(f"g{storage.group_size}")
     words.append(storage.algorithm or "rtn")
     if storage.activations in STATIC_ACTIVATIONS:
         words.append("a4" if storage.activations == "nvfp4" else "a8")
     return " ".join(words)
+
+
+def option_of(unit: Unit, candidate: Candidate) -> Option:
+    """The option that a candidate's recipe is for a unit."""
+    wanted = _key({matrix: candidate.plan.storage(matrix) for matrix in unit.matrices})
+    return next(option for option in unit.options if _key(option.storages) == wanted)
 
 
 def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate]) -> Unit:
@@ -86,7 +92,7 @@ def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate])
     known = set()
     for candidate in candidates:
         storages = {matrix: candidate.plan.storage(matrix) for matrix in matrices}
-        key = tuple(_comparable(storage) for storage in storages.values())
+        key = _key(storages)
         if key in known or not any(storage.quantized for storage in storages.values()):
             continue
         known.add(key)
@@ -94,6 +100,10 @@ def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate])
         label = _option_label(storages.values(), candidate, options)
         options.append(Option(label, candidate, storages, nbytes))
     return Unit(name, shapes[matrices[0]].part, matrices, weights, tuple(options))
+
+
+def _key(storages: Mapping[str, Storage]) -> tuple[Storage, ...]:
+    return tuple(_comparable(storage) for storage in storages.values())
 
 
 def _comparable(storage: Storage) -> Storage:

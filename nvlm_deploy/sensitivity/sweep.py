@@ -39,7 +39,9 @@ def measure_units(
             seen = _observe(stream, index)
             measure.enter(index)
             if unit is not None:
-                losses = [OptionLoss(label=unit.options[0].label, recipe=None, nbytes=2 * unit.weights, loss=0.0)]
+                losses = [
+                    OptionLoss(label=unit.options[0].label, recipe=None, nbytes=2 * unit.weights, loss=0.0)
+                ]
                 for option in unit.options[1:]:
                     linears = _option_linears(stream, index, option, seen)
                     losses.append(_option_loss(option, measure.score(index, linears)))
