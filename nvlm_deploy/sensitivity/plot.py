@@ -70,10 +70,15 @@ def _draw(panel: Axes, units: list[UnitLoss], styles: dict[str, tuple[str, str]]
             panel.plot(places, losses, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
     panel.set_yscale("log")
     panel.grid(axis="y", which="major", color="0.88")
-    step = 1 if len(units) <= _NAMED else -(-len(units) // _NAMED)
-    named = range(0, len(units), step)
-    panel.set_xticks(list(named), [_short(units[i].name) for i in named])
+    named = _named_places(len(units))
+    panel.set_xticks(named, [_short(units[place].name) for place in named])
     panel.set_xlabel("layer")
+
+
+def _named_places(count: int) -> list[int]:
+    """Every unit, or so many that their names fit, and the last one, which is not a numbered layer."""
+    step = -(-count // _NAMED)
+    return [*range(0, count - step, step), count - 1]
 
 
 def _short(name: str) -> str:
