@@ -79,7 +79,7 @@ def _print_report(report: SensitivityReport) -> None:
         f"{measured}, one layer quantized at a time; {prompts.count} prompts, {prompts.positions} positions"
     )
     for parts in (("vision", "projector"), ("language", "lm_head")):
-        labels = report.labels(*parts)[1:]
+        labels = report.labels(*parts)
         rows = [("layer", *labels)]
         for unit in report.units:
             if unit.part in parts:

@@ -84,10 +84,10 @@ class SensitivityReport(_Section):
     seconds: float
 
     def labels(self, *parts: str) -> tuple[str, ...]:
-        """Labels of the options of units in `parts` (of all, if none is named), widest storage first."""
+        """Labels of what was measured in `parts` (in all, if none is named), widest storage first."""
         bits: dict[str, float] = {}
         for unit in self.units:
-            for option in unit.options:
+            for option in unit.options[1:]:
                 if not parts or unit.part in parts:
                     bits.setdefault(option.label, option.nbytes / unit.weights)
         return tuple(sorted(bits, key=lambda label: -bits[label]))

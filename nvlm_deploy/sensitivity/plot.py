@@ -45,7 +45,7 @@ def write_plot(report: SensitivityReport, path: Path) -> None:
         layout="constrained",
         width_ratios=[max(len(units), 3) for units in panels.values()],
     )
-    styles = {label: (f"C{i}", _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(report.labels()[1:])}
+    styles = {label: (f"C{i}", _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(report.labels())}
     for panel, (title, units) in zip(axes, panels.items(), strict=True):
         _draw(panel, units, styles)
         panel.set_title(title)
