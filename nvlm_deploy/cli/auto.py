@@ -10,6 +10,7 @@ import click
 from nvlm_deploy.cli.measuring import measuring_options, parse_formats
 
 if TYPE_CHECKING:
+    from nvlm_deploy.config.sensitivity import Granularity
     from nvlm_deploy.pipeline.auto import AutoResult
 
 
@@ -42,6 +43,7 @@ def auto(
     prompts: str | None,
     count: int,
     overrides: tuple[str, ...],
+    by: Granularity,
     device: str,
     local: bool,
     output: Path,
@@ -61,7 +63,9 @@ def auto(
     names = parse_formats(formats)
     if not names and report is None:
         raise UsageError("no formats to choose from", hint="give --formats A,B or --sensitivity REPORT")
-    measuring = SensitivityRequest(checkpoint, names, calibration, prompts, count, overrides, device, local)
+    measuring = SensitivityRequest(
+        checkpoint, names, calibration, prompts, count, overrides, device, local, by
+    )
     plan = plan_auto(AutoRequest(measuring, budget, output, report, check))
     with progress_bars() as progress:
         result = run_auto(plan, progress)

@@ -33,6 +33,13 @@ _OPTIONS = (
         help="Change a value of a format's recipe (int4-awq.weights.language.group_size=64) or of the "
         "calibration set (calibration.count=32).",
     ),
+    click.option(
+        "--by",
+        type=click.Choice(["layer", "group"]),
+        default="layer",
+        show_default=True,
+        help="What gets a format of its own: a layer, or linears with one input (q/k/v, o, gate/up, down).",
+    ),
     click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
     click.option(
         "--local",

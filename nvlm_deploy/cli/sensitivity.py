@@ -10,7 +10,7 @@ import click
 from nvlm_deploy.cli.measuring import measuring_options, parse_formats
 
 if TYPE_CHECKING:
-    from nvlm_deploy.config.sensitivity import SensitivityReport
+    from nvlm_deploy.config.sensitivity import Granularity, SensitivityReport
 
 
 @click.command()
@@ -35,6 +35,7 @@ def sensitivity(
     prompts: str | None,
     count: int,
     overrides: tuple[str, ...],
+    by: Granularity,
     device: str,
     local: bool,
     output: Path | None,
@@ -57,7 +58,7 @@ def sensitivity(
     if plot is not None:
         check_plot(plot)
     names = parse_formats(formats)
-    request = SensitivityRequest(checkpoint, names, calibration, prompts, count, overrides, device, local)
+    request = SensitivityRequest(checkpoint, names, calibration, prompts, count, overrides, device, local, by)
     plan = plan_sensitivity(request)
     held = "the largest layer" if local else "the whole model"
     note(f"{held} is held in FP32: {human_bytes(plan.memory)}")

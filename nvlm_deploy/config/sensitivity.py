@@ -13,6 +13,7 @@ from nvlm_deploy.errors import NvlmError
 
 RELEASED = "16 bits"
 Measure = Literal["kl", "relative-error"]
+Granularity = Literal["layer", "group"]
 
 
 class _Section(BaseModel):
@@ -34,7 +35,10 @@ class OptionLoss(_Section):
 
 
 class UnitLoss(_Section):
-    """A layer, the projector or `lm_head`: its options, the first of which is 16 bits and loses nothing."""
+    """A layer, the projector or `lm_head`, or one group of their linears that have one input.
+
+    The first of its options is 16 bits, which loses nothing.
+    """
 
     name: str
     part: str
@@ -71,12 +75,13 @@ class SensitivityReport(_Section):
 
     measure: "kl" is the mean KL divergence of the logits from FP32's, in nats, with only this unit quantized;
     "relative-error" is the squared error of the unit's own output relative to the output's square.
-    recipes: the candidates, as they were after every override.
+    by: what a unit is. recipes: the candidates, as they were after every override.
     """
 
     version: Literal[1] = 1
     checkpoint_fingerprint: str
     measure: Measure
+    by: Granularity
     recipes: list[Recipe] = Field(min_length=1)
     calibration: UsedCalibration | None
     prompts: UsedPrompts

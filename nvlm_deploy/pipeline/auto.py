@@ -160,6 +160,7 @@ def _as_measured(request: SensitivityRequest, report: SensitivityReport) -> Sens
         prompts=report.prompts.name,
         count=report.prompts.count,
         local=report.measure != "kl",
+        by=report.by,
     )
 
 

@@ -17,7 +17,7 @@ from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.config.calibration import CalibrationSet, read_calibration_set
 from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.sensitivity import SensitivityReport, UsedCalibration
+from nvlm_deploy.config.sensitivity import Granularity, SensitivityReport, UsedCalibration
 from nvlm_deploy.errors import UnsuitableError, UsageError, did_you_mean
 from nvlm_deploy.eval.agreement import Agreement
 from nvlm_deploy.pipeline.quantize_plan import DEFAULT_CALIBRATION, check_device, check_storages
@@ -41,7 +41,7 @@ class SensitivityRequest:
 
     formats: recipes, each of which gives one format for every part. prompts: a calibration set to measure on;
     None for generated documents. overrides: `key.path=value`, with `calibration.` or `RECIPE.` before them.
-    local: measure layer by layer, with one layer in memory.
+    local: measure layer by layer, with one layer in memory. by: what gets a format of its own.
     """
 
     checkpoint: Path
@@ -52,6 +52,7 @@ class SensitivityRequest:
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
     local: bool = False
+    by: Granularity = "layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def plan_with_recipes(request: SensitivityRequest, recipes: Sequence[Recipe]) ->
         weights=weights,
         tokenizer=Tokenizer.from_directory(request.checkpoint),
         candidates=candidates,
-        units=model_units(weights.reader.config, candidates),
+        units=model_units(weights.reader.config, candidates, request.by),
         calibration=calibration,
         calibration_directory=directory,
         memory=memory,
@@ -134,6 +135,7 @@ def run_sensitivity(
             units = measure_units(stream, plan.units, KlMeasure(plan.weights, shown, plan.device), progress)
     return SensitivityReport(
         checkpoint_fingerprint=plan.weights.reader.fingerprint(),
+        by=plan.request.by,
         measure="relative-error" if plan.request.local else "kl",
         recipes=[candidate.recipe for candidate in plan.candidates],
         calibration=_used_calibration(plan, samples),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS, Recipe
-from nvlm_deploy.config.sensitivity import RELEASED
-from nvlm_deploy.quantization.groups import all_groups
+from nvlm_deploy.config.sensitivity import RELEASED, Granularity
+from nvlm_deploy.quantization.groups import LinearGroup, all_groups
 from nvlm_deploy.quantization.plan import QuantizationPlan, Storage
 
 _FLOAT = Storage("fp16")
@@ -35,37 +35,61 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The matrices of one step of the model: a layer, the projector, `lm_head`."""
+    """Matrices that get a format together. `step`: whose they are; `pattern`: the glob that matches them."""
 
     name: str
+    step: str
+    pattern: str
     part: str
     matrices: tuple[str, ...]
     weights: int
     options: tuple[Option, ...]
 
 
-def model_units(config: NvlmConfig, candidates: Sequence[Candidate]) -> tuple[Unit, ...]:
+def model_units(
+    config: NvlmConfig, candidates: Sequence[Candidate], by: Granularity = "layer"
+) -> tuple[Unit, ...]:
     """Return the units in the order of computation; the first option of each is 16 bits.
 
     A tied `lm_head` is no unit: it is the embedding.
+
+    Args:
+        by: "layer": layers, the projector and `lm_head`; "group": each group of their linears with one input.
     """
-    matrices: dict[str, list[str]] = {}
+    members: dict[_Name, list[str]] = {}
     for group in all_groups(config):
-        matrices.setdefault(unit_of(group.linears[0]), []).extend(group.weights)
+        name = _group_name(group) if by == "group" else _step_name(group)
+        members.setdefault(name, []).extend(group.weights)
     tied = candidates[0].plan.tied
     return tuple(
-        _unit(name, tuple(members), candidates)
-        for name, members in matrices.items()
-        if not (tied and name == "language.lm_head")
+        _unit(name, tuple(matrices), candidates)
+        for name, matrices in members.items()
+        if not (tied and name.step == "language.lm_head")
     )
 
 
-def unit_of(linear: str) -> str:
-    """Name of the unit that a linear belongs to: that of its step."""
-    pieces = linear.split(".")
-    if linear == "language.lm_head":
-        return linear
-    return ".".join(pieces[:3]) if pieces[1] == "layers" else pieces[0]
+@dataclass(frozen=True, slots=True)
+class _Name:
+    name: str
+    step: str
+    pattern: str
+
+
+def _step_name(group: LinearGroup) -> _Name:
+    pieces = group.linears[0].split(".")
+    layered = pieces[1] == "layers"
+    step = ".".join(pieces[:3]) if layered else pieces[0] if pieces[0] == "projector" else group.linears[0]
+    return _Name(step, step, f"{step}.*")
+
+
+def _group_name(group: LinearGroup) -> _Name:
+    step = _step_name(group).step
+    if len(group.linears) == 1:
+        return _Name(group.linears[0], step, f"{group.linears[0]}.*")
+    stem = group.linears[0].rpartition(".")[0]
+    kinds = [linear.rpartition(".")[2].removesuffix("_proj") for linear in group.linears]
+    initials = "".join(kind[0] for kind in kinds)
+    return _Name(f"{stem}.{'/'.join(kinds)}", step, f"{stem}.[{initials}]*_proj.*")
 
 
 def storage_label(storage: Storage) -> str:
@@ -85,7 +109,7 @@ def option_of(unit: Unit, candidate: Candidate) -> Option:
     return next(option for option in unit.options if _key(option.storages) == wanted)
 
 
-def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate]) -> Unit:
+def _unit(name: _Name, matrices: tuple[str, ...], candidates: Sequence[Candidate]) -> Unit:
     shapes = candidates[0].plan.tensors
     weights = sum(shapes[matrix].shape[0] * shapes[matrix].shape[1] for matrix in matrices)
     options = [Option(RELEASED, None, dict.fromkeys(matrices, _FLOAT), 2 * weights)]
@@ -99,7 +123,8 @@ def _unit(name: str, matrices: tuple[str, ...], candidates: Sequence[Candidate])
         nbytes = sum(storage.nbytes(shapes[matrix].shape) for matrix, storage in storages.items())
         label = _option_label(storages.values(), candidate, options)
         options.append(Option(label, candidate, storages, nbytes))
-    return Unit(name, shapes[matrices[0]].part, matrices, weights, tuple(options))
+    part = shapes[matrices[0]].part
+    return Unit(name.name, name.step, name.pattern, part, matrices, weights, tuple(options))
 
 
 def _key(storages: Mapping[str, Storage]) -> tuple[Storage, ...]:

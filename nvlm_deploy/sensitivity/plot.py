@@ -70,19 +70,20 @@ def _draw(panel: Axes, units: list[UnitLoss], styles: dict[str, tuple[str, str]]
             panel.plot(places, losses, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
     panel.set_yscale("log")
     panel.grid(axis="y", which="major", color="0.88")
-    named = _named_places(len(units))
-    panel.set_xticks(named, [_short(units[place].name) for place in named])
+    ticks = _ticks(units)
+    panel.set_xticks(list(ticks), list(ticks.values()))
     panel.set_xlabel("layer")
 
 
-def _named_places(count: int) -> list[int]:
-    """Every unit, or so many that their names fit, and the last one, which is not a numbered layer."""
-    step = -(-count // _NAMED)
-    return [*range(0, count - step, step), count - 1]
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("vision.layers.").removeprefix("language.layers.").removeprefix("language.")
+def _ticks(units: list[UnitLoss]) -> dict[int, str]:
+    """The first unit of every layer, or so many that their numbers fit, and the last, which has a name."""
+    firsts: dict[str, int] = {}
+    for place, unit in enumerate(units):
+        short = unit.name.removeprefix("vision.layers.").removeprefix("language.layers.")
+        firsts.setdefault(short.removeprefix("language.").split(".")[0], place)
+    names = list(firsts)
+    step = -(-len(names) // _NAMED)
+    return {firsts[name]: name for name in [*names[: len(names) - step : step], names[-1]]}
 
 
 def _matplotlib() -> Any:

@@ -121,7 +121,7 @@ def _rules(assignment: Assignment, formats: Mapping[str, Storage], algorithm: st
         common = formats[each.unit.part]
         other = {matrix: s for matrix, s in each.option.storages.items() if s != common}
         whole = len(other) == len(each.unit.matrices) and len(set(other.values())) == 1
-        patterns = {f"{each.unit.name}.*": next(iter(other.values()))} if whole else other
+        patterns = {each.unit.pattern: next(iter(other.values()))} if whole else other
         for pattern, storage in patterns.items():
             section = format_section(storage, algorithm)
             rules.append(

@@ -30,15 +30,16 @@ def measure_units(
     Args:
         stream: shows the calibration set; without samples, options must need no calibration.
     """
-    by_step = {unit.name: unit for unit in units}
+    by_step: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_step.setdefault(unit.step, []).append(unit)
     done, total = 0, sum(len(unit.options) - 1 for unit in units)
     results: list[UnitLoss] = []
     with measure.open():
         for index, step in enumerate(stream.steps):
-            unit = by_step.get(step.name)
             seen = _observe(stream, index)
             measure.enter(index)
-            if unit is not None:
+            for unit in by_step.get(step.name, ()):
                 losses = [
                     OptionLoss(label=unit.options[0].label, recipe=None, nbytes=2 * unit.weights, loss=0.0)
                 ]
@@ -78,7 +79,8 @@ def _option_linears(
     stream: CalibrationStream, index: int, option: Option, seen: Mapping[str, Observed]
 ) -> Linears:
     assert option.candidate is not None, "16 bits are not measured"
-    return quantized_linears(_search(stream, option.candidate), stream.steps[index].groups, seen)
+    groups = [group for group in stream.steps[index].groups if group.weights[0] in option.storages]
+    return quantized_linears(_search(stream, option.candidate), groups, seen)
 
 
 def _search(stream: CalibrationStream, candidate: Candidate) -> ScaleSearch:

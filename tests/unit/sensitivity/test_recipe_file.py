@@ -107,6 +107,7 @@ def made_up_report(plan: SensitivityPlan) -> SensitivityReport:
         {
             "checkpoint_fingerprint": "none",
             "measure": "kl",
+            "by": "layer",
             "recipes": [candidate.recipe for candidate in plan.candidates],
             "calibration": None,
             "prompts": {"name": None, "count": 1, "positions": 1, "digest": "none"},
