@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 _DOCUMENTS = 1 << 20
 _MAX_QUESTIONS = 4
 # What the trainer asks, too: the long answer among the short ones.
-_TRANSCRIBE = "Read the text."
+TRANSCRIBE = "Read the text."
 
 _RELATIVE_HINT = "a relative path starts at the folder of the set's YAML file"
 
@@ -71,7 +71,7 @@ class DocumentConversations:
         page = document(self._source.split, index, self._tile_size, tuple(self._source.kinds or ()))
         rng = random.Random(f"calibration-{index}")
         asked = rng.sample(page.exchanges, min(_MAX_QUESTIONS, len(page.exchanges)))
-        asked.append(Exchange(_TRANSCRIBE, page.transcript))
+        asked.append(Exchange(TRANSCRIBE, page.transcript))
         messages: list[dict[str, Any]] = []
         for exchange in asked:
             messages.append(_user(exchange.question))

@@ -39,6 +39,16 @@ BUILD = LazyGroup(
             "calibrate",
             "Read a calibration set as a checkpoint's model sees it.",
         ),
+        "sensitivity": Verb(
+            "nvlm_deploy.cli.sensitivity",
+            "sensitivity",
+            "Measure what a checkpoint loses when one layer is quantized.",
+        ),
+        "auto": Verb(
+            "nvlm_deploy.cli.auto",
+            "auto",
+            "Write the recipe that loses least within a size, layer by layer.",
+        ),
         "import-megatron": Verb(
             "nvlm_deploy.cli.import_megatron",
             "import_megatron",

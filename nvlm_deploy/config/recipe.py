@@ -91,7 +91,22 @@ class PartFormats(_Section):
 
     def all(self) -> tuple[WeightFormat, ...]:
         """The formats of all parts."""
-        return tuple(getattr(self, part) for part in type(self).model_fields)
+        return tuple(self.of(part) for part in type(self).model_fields)
+
+    def of(self, part: str) -> WeightFormat:
+        """The format of one part."""
+        weights: WeightFormat = getattr(self, part)
+        return weights
+
+
+class LayerRule(WeightFormat):
+    """Another format for some of the matrices: a glob over the model's parameter names, and why.
+
+    The embedding is not among them: it is looked up and not multiplied with, and its format is its part's.
+    """
+
+    match: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
 
 
 class KeepRule(_Section):
@@ -132,6 +147,9 @@ class GptqSettings(_Section):
 class Recipe(_Section):
     """How numbers are stored. Norms, biases and the other small tensors are never quantized.
 
+    A matrix has the format of its part, unless a rule matches it: those of `keep` first, then those of
+    `layers`, each in its order; the first one that matches wins.
+
     `rtn` rounds while an engine is written. The other algorithms make a quantized checkpoint first, from
     which engines are written; the embedding, which no calibration helps, is left to the engine there, too.
     """
@@ -148,6 +166,7 @@ class Recipe(_Section):
     weights: PartFormats
     kv_cache: Literal["fp32", "fp16", "fp8"]
     keep: list[KeepRule] = []
+    layers: list[LayerRule] = []
     never: list[NeverRule] = []
     verify: VerifyThresholds = Field(default_factory=dict, validate_default=True)
 
@@ -172,20 +191,28 @@ class Recipe(_Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether the model must be shown data."""
-        parts = [part for part in self.weights.all() if part.quantized]
-        static = any(part.activations in STATIC_ACTIVATIONS for part in parts)
-        searched = any((part.algorithm or self.algorithm) not in ("rtn", "max") for part in parts)
+        formats = [each for each in self._formats() if each.quantized]
+        static = any(each.activations in STATIC_ACTIVATIONS for each in formats)
+        searched = any((each.algorithm or self.algorithm) not in ("rtn", "max") for each in formats)
         return static or searched or self.kv_cache == "fp8"
+
+    def _formats(self) -> tuple[WeightFormat, ...]:
+        """Every format that the recipe names: those of the parts and those of the rules."""
+        return (*self.weights.all(), *self.layers)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        parts = self.weights.all()
-        quantized = any(part.quantized for part in parts)
+        quantized = any(each.quantized for each in self._formats())
         if quantized != (self.algorithm != "none"):
             kind = "quantized" if quantized else "not quantized"
             raise ValueError(f"algorithm is {self.algorithm}, and the weights are {kind}")
-        for part in parts:
+        for part in self.weights.all():
             self._check_part(part)
+        for rule in self.layers:
+            try:
+                self._check_part(rule)
+            except ValueError as error:
+                raise ValueError(f"the layer rule '{rule.match}': {error}") from None
         return self
 
     def _check_part(self, part: WeightFormat) -> None:

@@ -78,16 +78,19 @@ def load_quantized_model(directory: Path) -> NvlmD:
     return model.eval()
 
 
+def input_quantizer(activations: str, input_scale: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """What the inputs of a linear go through: activations with a static scale, float32 (), are rounded."""
+    quantize = _QUANTIZERS.get(activations)
+    return None if quantize is None or input_scale is None else partial(quantize, input_scale=input_scale)
+
+
 def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
     parent, _, leaf = name.rpartition(".")
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     weight = f"{name}.weight"
     input_scale = weights.input_scale(weight)
-    quantize = _QUANTIZERS.get(weights.storages[weight].activations)
-    quantize_input = None
-    if quantize is not None and input_scale is not None:
-        quantize_input = partial(quantize, input_scale=input_scale)
+    quantize_input = input_quantizer(weights.storages[weight].activations, input_scale)
     bias = None if linear.bias is None else linear.bias.detach()
     quantized = QuantizedLinear(linear.weight.detach(), bias, weights.pre_quant_scale(weight), quantize_input)
     setattr(model.get_submodule(parent), leaf, quantized)

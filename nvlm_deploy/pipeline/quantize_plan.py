@@ -19,13 +19,12 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.suitability import check_target
 from nvlm_deploy.config.target import Target
-from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
+from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output, require_space
 from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
-from nvlm_deploy.quantization.groups import all_groups
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
-from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME
+from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, quant_algorithm
 
 DEFAULT_CALIBRATION = "documents"
 CALIBRATION_PREFIX = "calibration."
@@ -138,14 +137,14 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     calibration, directory = None, Path()
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)
-    _check_device(request.device)
+    check_device(request.device)
     if (request.checkpoint / QUANT_CONFIG_NAME).exists():
         raise UsageError(
             f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
         )
     weights = ModelWeights(CheckpointReader(request.checkpoint))
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
-    _check_storages(recipe, quantization, weights)
+    check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()
     plan = QuantizePlan(
         output=request.output,
@@ -162,21 +161,22 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     return plan
 
 
-def _check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
+def check_storages(recipe: Recipe, plan: QuantizationPlan, weights: ModelWeights) -> None:
+    """Check that a quantized checkpoint can hold what a recipe asks for.
+
+    Raises:
+        UnsuitableError: a tied `lm_head` would be quantized, or groups do not divide a row with dummy heads.
+        NvlmError: there is no such format in a unified checkpoint.
+    """
     if plan.tied and plan.storage(LM_HEAD).quantized:
         raise UnsuitableError(
             f"recipe {recipe.name} quantizes lm_head, which this model ties to its embedding",
             hint="use --set weights.lm_head.format=fp16",
         )
     _check_padded_groups(recipe, plan, weights.reader.config)
-    for group in all_groups(weights.reader.config):
-        storages = {plan.storage(name) for name in group.weights}
-        if group.linears[0].startswith("vision.") and len(storages) > 1:
-            raise NvlmError(
-                f"recipe {recipe.name} stores {' and '.join(group.weights)} in different ways, but they are "
-                "one tensor in the checkpoint",
-                hint="the rules for one of them must hold for all of them",
-            )
+    for tensor in plan.tensors.values():
+        if tensor.storage.algorithm is not None:
+            quant_algorithm(tensor.storage)
 
 
 def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmConfig) -> None:
@@ -193,7 +193,8 @@ def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmCon
             )
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise an UnsuitableError if torch has no such device here."""
     kind, _, number = device.partition(":")
     there = kind == "cpu" and not number
     if kind == "cuda" and torch.cuda.is_available():

@@ -5,7 +5,6 @@ Only names and shapes are needed, so a plan for the 72B takes milliseconds.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from nvlm_deploy.config.recipe import (
     WeightFormat,
     WeightType,
 )
-from nvlm_deploy.errors import NvlmError, UnsuitableError, did_you_mean
+from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.quantization.rules import MatchedRule, check_fused, check_never, match_rules
 
 Shape = tuple[int, ...]
 
@@ -166,77 +166,48 @@ def resolve(recipe: Recipe, shapes: Mapping[str, Shape]) -> QuantizationPlan:
     """Resolve `recipe` for a model whose parameters have `shapes` (by the names of `nvlm_deploy.models`).
 
     Raises:
-        NvlmError: a `keep` or `never` pattern matches nothing in the model, or the recipe quantizes what
-            it says never to.
+        NvlmError: a rule matches nothing in the model, or nothing that an earlier rule has not matched; the
+            recipe quantizes what it says never to, or stores matrices differently that engines fuse.
         UnsuitableError: a group size does not divide the width of a matrix.
     """
     sources = {name: name for name in shapes}
     sources.setdefault(LM_HEAD, EMBEDDING)
     matrices = [name for name, source in sources.items() if _is_matrix(name, shapes[source])]
-    kept = _kept(recipe, matrices)
+    ruled = match_rules(recipe, matrices)
     tensors = {}
     for name, source in sources.items():
         part, matrix = _part_of(name), name in matrices
-        storage = _storage(recipe, part) if matrix else FULL_PRECISION
-        reason = None
-        if name in kept:
-            storage, reason = kept[name]
-        tensors[name] = TensorPlan(name, source, tuple(shapes[source]), part, matrix, storage, reason)
-    _check_never(recipe, tensors)
+        rule = ruled.get(name)
+        weights = rule.weights if rule is not None else recipe.weights.of(part)
+        storage = _storage(recipe, part, weights) if matrix else FULL_PRECISION
+        kept = rule.weights.reason if rule and not storage.quantized else None
+        tensors[name] = TensorPlan(name, source, tuple(shapes[source]), part, matrix, storage, kept)
+    check_never(recipe, {name: tensor.storage.quantized for name, tensor in tensors.items()})
     for tensor in tensors.values():
-        _check_groups(recipe, tensor)
+        _check_groups(recipe, tensor, ruled.get(tensor.name))
+    check_fused(recipe, {name: tensors[name].storage for name in matrices})
     return QuantizationPlan(recipe.name, recipe.kv_cache, tensors)
 
 
-def _storage(recipe: Recipe, part: str) -> Storage:
-    weights: WeightFormat = getattr(recipe.weights, part)
+def _storage(recipe: Recipe, part: str, weights: WeightFormat) -> Storage:
     if part == "embedding" or recipe.algorithm == "none" or recipe.algorithm == "rtn":
         return Storage.of(weights)
     return Storage.of(weights, weights.algorithm or recipe.algorithm)
 
 
-def _check_never(recipe: Recipe, tensors: Mapping[str, TensorPlan]) -> None:
-    for rule in recipe.never:
-        matched = [t for t in tensors.values() if fnmatch.fnmatchcase(t.name, rule.match)]
-        if not matched:
-            raise NvlmError(
-                f"recipe {recipe.name}: the never pattern '{rule.match}' matches no parameter of this model",
-                hint=did_you_mean(rule.match, tensors) or "patterns are globs over the names of parameters",
-            )
-        for tensor in matched:
-            if tensor.storage.quantized:
-                raise NvlmError(
-                    f"recipe {recipe.name} quantizes {tensor.name}, which '{rule.match}' says never to: "
-                    f"{rule.reason}"
-                )
-
-
-def _check_groups(recipe: Recipe, tensor: TensorPlan) -> None:
+def _check_groups(recipe: Recipe, tensor: TensorPlan, rule: MatchedRule | None) -> None:
     """The layout of quantized checkpoints has no partial groups; engines that round themselves pad."""
     storage = tensor.storage
     if storage.algorithm is None or not storage.group_size or tensor.shape[1] % storage.group_size == 0:
         return
     divisors = [str(size) for size in (128, 64, 32, 16) if tensor.shape[1] % size == 0]
-    hint = f"--set weights.{tensor.part}.group_size={divisors[0]}" if divisors else "keep it in 16 bits"
+    where = rule.key if rule else f"weights.{tensor.part}"
+    hint = f"--set {where}.group_size={divisors[0]}" if divisors else "keep it in 16 bits"
     raise UnsuitableError(
         f"recipe {recipe.name}: {tensor.name} has {tensor.shape[1]:,} inputs, which groups of "
         f"{storage.group_size} do not divide",
         hint=hint if storage.format != "nvfp4" else "keep it in 16 bits",
     )
-
-
-def _kept(recipe: Recipe, matrices: list[str]) -> dict[str, tuple[Storage, str]]:
-    kept: dict[str, tuple[Storage, str]] = {}
-    for rule in recipe.keep:
-        matched = [name for name in matrices if fnmatch.fnmatchcase(name, rule.match)]
-        if not matched:
-            raise NvlmError(
-                f"recipe {recipe.name}: the keep pattern '{rule.match}' matches no matrix of this model",
-                hint=did_you_mean(rule.match, matrices) or "patterns are globs over the names of parameters",
-            )
-        for name in matched:
-            kept.setdefault(name, (Storage(rule.format), rule.reason))
-    return kept
 
 
 def _is_matrix(name: str, shape: Shape) -> bool:

@@ -1,7 +1,8 @@
 """Generated documents with questions: signs, pages of words, receipts, tables and bar charts.
 
-`document(split, index)` is a pure function of its arguments (and of Pillow's font), so the train and the
-held-out split are both without limit and never share a seed.
+`document(split, index)` is a pure function of its arguments (and of Pillow's font), so all splits are without
+limit and never share a seed: what is learnt is learnt from train, choices are made on validation, and answers
+are measured on heldout.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 from nvlm_deploy.synthetic.canvas import UNITS_PER_TILE, Canvas, Color, Glyph
 from nvlm_deploy.synthetic.words import WORDS
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "heldout"]
 Grid = tuple[int, int]
 FONT_SIZES = (26.0, 30.0)
 # Least distance, in units, of a character's center from an edge between tiles.

@@ -94,3 +94,92 @@ def test_a_tied_head_shares_the_embedding_only_if_stored_alike() -> None:
     padded = plan("int4-rtn-g128", SMALL, tied=True)
     assert not padded.shares_embedding, "rows of 64 are padded to 128 in the head and not in the embedding"
     assert not plan("int4-rtn", SMALL).tied
+
+
+AWQ_64 = "weights.language.group_size=32"
+
+
+def test_the_first_rule_that_matches_wins_and_keep_comes_before_layers() -> None:
+    resolved = plan(
+        "int4-awq",
+        SMALL,
+        AWQ_64,
+        "layers=[{match: 'language.layers.0.mlp.down_proj.*', format: fp16, reason: a},"
+        " {match: 'language.layers.0.*', format: int8, algorithm: max, activations: int8, reason: b}]",
+        "keep=[{match: 'language.layers.0.attention.*', reason: c}]",
+    )
+    int8 = Storage("int8", activations="int8", algorithm="max")
+    assert resolved.storage("language.layers.0.mlp.gate_proj.weight") == int8
+    assert resolved.storage("language.layers.1.mlp.gate_proj.weight").format == "int4"
+    kept = {name: tensor.kept for name, tensor in resolved.tensors.items() if tensor.kept}
+    assert kept == {
+        "language.layers.0.mlp.down_proj.weight": "a",
+        **{f"language.layers.0.attention.{p}_proj.weight": "c" for p in "qkvo"},
+    }
+
+
+def test_a_rule_of_a_round_to_nearest_recipe_has_groups() -> None:
+    rule = "layers=[{match: 'language.layers.1.*', format: int8, group_size: 64, reason: r}]"
+    resolved = plan("int4-rtn", SMALL, rule)
+    assert resolved.storage("language.layers.1.mlp.up_proj.weight") == Storage("int8", 64)
+    assert resolved.storage("language.layers.0.mlp.up_proj.weight").format == "int4"
+
+
+def test_layer_rules_leave_the_embedding_to_its_part() -> None:
+    rule = "layers=[{match: '*', format: int8, algorithm: max, activations: int8, reason: r}]"
+    assert plan("int4-awq", SMALL, AWQ_64, rule).storage("language.embed_tokens.weight") == Storage("fp16")
+    with pytest.raises(NvlmError, match="matches no matrix") as caught:
+        plan("int4-awq", SMALL, AWQ_64, rule.replace("'*'", "language.embed_tokens.*"))
+    assert caught.value.hint == "the embedding's format is weights.embedding"
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem", "hint"),
+    [
+        (
+            "{match: language.layer.1.mlp.up_proj.weight, format: fp16, reason: r}",
+            "the layers pattern 'language.layer.1.mlp.up_proj.weight' matches no matrix",
+            "language.layers.1.mlp.up_proj.weight",
+        ),
+        (
+            "{match: 'language.layers.*', format: fp16, reason: r},"
+            " {match: 'language.layers.0.*', format: fp16, reason: r}",
+            "'language.layers.0.*' has no effect: 'language.layers.*' comes before it",
+            "special ones before the general ones",
+        ),
+        (
+            "{match: language.layers.0.mlp.up_proj.weight, format: fp16, reason: r}",
+            "up_proj.weight in another way than language.layers.0.mlp.gate_proj.weight, but tensorrt-llm",
+            "'language.layers.0.mlp.*'",
+        ),
+        (
+            "{match: vision.layers.0.attention.q_proj.weight, format: fp8, activations: fp8, algorithm: max,"
+            " reason: r}",
+            "but the tower's q, k and v are one tensor",
+            "'vision.layers.0.attention.*'",
+        ),
+        (
+            "{match: 'language.layers.0.*', format: int4, group_size: 64, reason: r}",
+            "down_proj.weight has 96 inputs, which groups of 64 do not divide",
+            "--set layers.0.group_size=32",
+        ),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(rule: str, problem: str, hint: str) -> None:
+    with pytest.raises(NvlmError) as caught:
+        plan("int4-awq", SMALL, AWQ_64, f"layers=[{rule}]")
+    assert problem in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_engines_that_fuse_nothing_take_any_mix() -> None:
+    rule = "layers=[{match: language.layers.0.mlp.up_proj.weight, format: fp16, reason: r}]"
+    resolved = plan("int4-awq", SMALL, AWQ_64, rule, "engines=[onnxruntime]")
+    assert resolved.storage("language.layers.0.mlp.up_proj.weight") == Storage("fp16")
+
+
+def test_what_is_never_quantized_is_not_quantized_by_a_rule_either() -> None:
+    never = "never=[{match: '*.layers.0.mlp.*', reason: it overflows}]"
+    rule = "layers=[{match: 'language.layers.*', format: fp8, activations: fp8, reason: r}]"
+    with pytest.raises(NvlmError, match=r"quantizes language\.layers\.0\..* it overflows"):
+        plan("fp8", SMALL, "weights.language={format: fp16}", rule, never)

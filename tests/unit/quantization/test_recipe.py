@@ -40,6 +40,33 @@ def test_an_override_that_makes_no_sense_is_refused(override: str, problem: str)
         load_yaml_model("recipe", "int4-rtn", Recipe, [override])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "rule", "problem"),
+    [
+        ("int4-awq", "format: int8", "'x': awq is for int4 weights, not for int8"),
+        ("int4-awq", "format: int8, group_size: 32, algorithm: max", "a scale per output channel"),
+        ("int4-rtn", "format: int8", "'x': round-to-nearest"),
+        ("int4-rtn", "format: fp8, activations: fp8", "integers in groups"),
+        ("fp32", "format: int8, group_size: 32", "algorithm is none, and the weights are quantized"),
+        ("int4-awq", "format: int4", "int4 needs a group_size"),
+    ],
+)
+def test_a_layer_rule_is_held_to_what_parts_are(recipe: str, rule: str, problem: str) -> None:
+    with pytest.raises(NvlmError) as caught:
+        load_yaml_model("recipe", recipe, Recipe, [f"layers=[{{match: x, reason: r, {rule}}}]"])
+    assert problem in caught.value.message
+
+
+def test_a_recipe_may_quantize_by_rules_alone() -> None:
+    floats = ["weights.language={format: fp16}"]
+    with pytest.raises(NvlmError, match="weights are not quantized"):
+        load_yaml_model("recipe", "fp8", Recipe, floats)
+    rule = "layers=[{match: x, reason: r, format: fp8, activations: fp8}]"
+    recipe = load_yaml_model("recipe", "fp8", Recipe, [*floats, rule])
+    assert recipe.makes_checkpoint
+    assert recipe.needs_calibration
+
+
 def test_no_part_has_a_default(tmp_path: Any) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
