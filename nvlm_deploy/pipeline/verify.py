@@ -37,6 +37,7 @@ from nvlm_deploy.verify.checks import (
     logit_checks,
     reaction_checks,
     task_checks,
+    weight_checks,
 )
 from nvlm_deploy.verify.compare import answered_right, compare_answer, mean_figures
 from nvlm_deploy.verify.contract import Contract
@@ -89,7 +90,9 @@ def verify_bundle(
     reference = _reference(weights, prompts, options.device, progress)
     # Looking into the graphs opens them once more, so it comes before the engine is opened.
     states = subject.states(*prompts.probed_prompts(reference))
-    found = SubjectOutputs(states, subject.logits(prompts.all), subject.answers(prompts.images))
+    found = SubjectOutputs(
+        subject.weights(weights), states, subject.logits(prompts.all), subject.answers(prompts.images)
+    )
     measured = measure(weights.reader.config, prompts, reference, found)
     checks = [
         *contract_checks(check_contract(subject.engine, contract, prompts.asked)),
@@ -128,7 +131,7 @@ def verify_checkpoint(
     reference = _reference(weights, prompts, options.device, progress)
     subject = CheckpointSubject(quantized, torch.device(options.device), progress)
     states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
-    found = SubjectOutputs(states, logits, answers=None)
+    found = SubjectOutputs(subject.weights(weights), states, logits, answers=None)
     measured = measure(weights.reader.config, prompts, reference, found)
     limits = recipe.verify
     checks = _checks(measured, limits)
@@ -196,6 +199,7 @@ def _thresholds(recipe: dict[str, Any], source: Path) -> VerifyThresholds:
 
 def _checks(measured: Measured, limits: VerifyThresholds) -> list[Check]:
     return [
+        *weight_checks(measured.weights, limits),
         *layer_checks(measured.layers, limits),
         *logit_checks(measured.image, measured.text, limits),
         *task_checks(measured.tasks, limits),
@@ -233,6 +237,7 @@ def _report(
         versions={"nvlm-deploy": nvlm_deploy.__version__, "python": platform.python_version(), **versions},
         seconds=time.perf_counter() - run[1],
         checks=tuple(checks),
+        weights=measured.weights,
         layers=measured.layers,
         tasks=measured.tasks,
         reaction=measured.reaction,

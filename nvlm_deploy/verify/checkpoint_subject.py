@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.models.decoder import DecoderLayer
 from nvlm_deploy.models.quantized import load_quantized_model
 from nvlm_deploy.progress import ProgressCallback, no_progress
@@ -16,6 +17,7 @@ from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.verify.prompts import VerifyPrompt
 from nvlm_deploy.verify.states import Rows, States
 from nvlm_deploy.verify.walk import ModelWalk, split_states
+from nvlm_deploy.verify.weights import WeightFigure, checkpoint_weights
 
 
 class CheckpointSubject:
@@ -36,6 +38,10 @@ class CheckpointSubject:
     def has_fp8_kv_cache(self) -> bool:
         """Whether keys and values go through FP8."""
         return any(layer.attention.quantize_kv is not None for layer in self._layers())
+
+    def weights(self, reference: ModelWeights) -> list[WeightFigure]:
+        """How far every quantized matrix is from the released one."""
+        return list(checkpoint_weights(reference, self._model.weights, self._model.quantized))
 
     def states(self, prompts: Sequence[VerifyPrompt], visual: Mapping[int, Rows]) -> States:
         """Hidden states of `prompts`; the decoder sees `visual`, so that its figures are its own."""
@@ -70,8 +76,9 @@ class _ResidentModel(StreamedModel):
     """A model whose steps find all parameters in memory."""
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        self.weights = QuantizedWeights(QuantizedReader(directory))
-        self.device = device
+        weights = QuantizedWeights(QuantizedReader(directory))
+        self.weights, self.device = weights, device
+        self.quantized = tuple(weights.storages)
         self.model = load_quantized_model(directory).to(device)
 
     @contextmanager

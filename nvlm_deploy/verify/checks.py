@@ -10,8 +10,9 @@ from typing import Any, Literal
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.verify.compare import AnswerFigures, LayerFigures, Reaction
 from nvlm_deploy.verify.contract_check import ContractResult
+from nvlm_deploy.verify.weights import WeightFigure
 
-Group = Literal["contract", "layers", "logits", "answers", "tags", "kv cache"]
+Group = Literal["contract", "weights", "layers", "logits", "answers", "tags", "kv cache"]
 _SHOWN_FINDINGS = 3
 
 
@@ -84,6 +85,29 @@ def contract_checks(result: ContractResult) -> list[Check]:
         )
         for name, wrong in found
     ]
+
+
+def weight_checks(figures: Sequence[WeightFigure], limits: VerifyThresholds) -> list[Check]:
+    """The matrix that differs most from the checkpoint's, in tower and projector and in the decoder."""
+    parts = (("tower", limits.tower_weight_error), ("decoder", limits.decoder_weight_error))
+    checks = []
+    for part, limit in parts:
+        of_part = [each for each in figures if each.name.startswith("language.") == (part == "decoder")]
+        worst = max(of_part, key=lambda each: each.error, default=None)
+        beyond = [each.name for each in of_part if each.error > limit]
+        places = beyond if beyond else [] if worst is None else [worst.name]
+        checks.append(
+            Check(
+                name=f"{part}, error of a matrix",
+                group="weights",
+                figure=None if worst is None else worst.error,
+                limit=limit,
+                at_least=False,
+                place=", ".join(places[:_SHOWN_FINDINGS]),
+                note=f"{len(beyond)} of {len(of_part)} matrices beyond the limit",
+            )
+        )
+    return checks
 
 
 def layer_checks(figures: Sequence[LayerFigures], limits: VerifyThresholds) -> list[Check]:

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.backends.onnxruntime.probe import GraphProbe
+from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
 from nvlm_deploy.backends.protocol import SessionOptions
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.runtime import Engine
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions
@@ -21,6 +23,7 @@ from nvlm_deploy.runtime.image_cache import ImageCache, VisualTokens
 from nvlm_deploy.verify.prompts import VerifyPrompt, tile_probe_positions
 from nvlm_deploy.verify.states import Place, Rows, States, decoder_places, tower_places
 from nvlm_deploy.verify.walk import projected_rows
+from nvlm_deploy.verify.weights import WeightFigure, engine_weights
 
 
 class EngineSubject:
@@ -49,6 +52,15 @@ class EngineSubject:
             cache = ImageCache(DEFAULT_IMAGE_CACHE_BYTES)
             self._engine = Engine(self.bundle, self._vision, self._decoder, cache)
         return self._engine
+
+    def weights(self, reference: ModelWeights) -> list[WeightFigure]:
+        """How far every matrix of the graphs is from the checkpoint's."""
+        graphs = (self.bundle.manifest.vision["model"], self.bundle.manifest.llm["model"])
+        return [
+            figure
+            for graph in graphs
+            for figure in engine_weights(reference, stored_matrices(self.bundle.directory / graph))
+        ]
 
     def states(self, prompts: Sequence[VerifyPrompt], visual: Mapping[int, Rows]) -> States:
         """Hidden states of `prompts`; the decoder sees `visual`, so that its figures are its own."""

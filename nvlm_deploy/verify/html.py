@@ -24,13 +24,14 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid #e3e6ea;
   vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; font-weight: 600; }
 .ok { background: #e2f3e6; color: #1c6b33; } .failed { background: #fbe3e1; color: #8f1d16; }
 .quiet { color: #68717c; } svg { width: 100%; height: auto; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1rem; }
-.example { border: 1px solid #e3e6ea; border-radius: 6px; padding: .7rem; font-size: 13px;
-  overflow-wrap: anywhere; }
+.narrow { width: auto; }
+.examples { display: flex; flex-wrap: wrap; gap: 1rem; }
+.example { flex: 1 1 200px; max-width: 290px; border: 1px solid #e3e6ea; border-radius: 6px;
+  padding: .7rem; font-size: 13px; overflow-wrap: anywhere; }
 .example img { max-width: 100%; border: 1px solid #e3e6ea; }
 """
 
@@ -86,7 +87,8 @@ def _checks(checks: Sequence[Check]) -> str:
             f'<td class="number">{show(check.figure)}</td><td class="number">{limit}</td>'
             f'<td class="quiet">{where}</td></tr>'
         )
-    head = "<tr><th></th><th>check</th><th>figure</th><th>limit</th><th>where, and on how much</th></tr>"
+    numbers = '<th class="number">figure</th><th class="number">limit</th>'
+    head = f"<tr><th></th><th>check</th>{numbers}<th>where, and on how much</th></tr>"
     return f"<h2>Checks</h2>\n<table>{head}{''.join(rows)}</table>\n"
 
 
@@ -121,8 +123,8 @@ def _tasks(report: VerifyReport) -> str:
         f'<td class="number">{row.reference_right}</td><td class="number">{row.subject_right}</td></tr>'
         for row in report.tasks
     )
-    head = "<tr><th>row</th><th>asked</th><th>reference right</th><th>right</th></tr>"
-    return f"<h2>Exact match</h2>\n<table>{head}{rows}</table>\n"
+    head = "".join(f'<th class="number">{name}</th>' for name in ("asked", "reference right", "right"))
+    return f'<h2>Exact match</h2>\n<table class="narrow"><tr><th>row</th>{head}</tr>{rows}</table>\n'
 
 
 def _examples(examples: Sequence[Example]) -> str:

@@ -28,6 +28,7 @@ from nvlm_deploy.verify.prompts import (
 from nvlm_deploy.verify.report import Example
 from nvlm_deploy.verify.states import Rows, States, decoder_places, tower_places
 from nvlm_deploy.verify.walk import WalkResult
+from nvlm_deploy.verify.weights import WeightFigure
 
 # One page of every kind, and two texts.
 _PROBED_IMAGES, _PROBED_TEXTS = len(ROW_OF_KIND), 2
@@ -37,10 +38,12 @@ _PROBED_IMAGES, _PROBED_TEXTS = len(ROW_OF_KIND), 2
 class SubjectOutputs:
     """What a subject makes of a `PromptSet`.
 
-    states: of the probed prompts. logits: float32 [L, vocabulary] of all prompts. answers: the runtime's
-    texts for the questions about images; None counts the logits' best tokens as the answer.
+    weights: of every matrix that could be read. states: of the probed prompts. logits: float32
+    [L, vocabulary] of all prompts. answers: the runtime's texts for the questions about images; None counts
+    the logits' best tokens as the answer.
     """
 
+    weights: Sequence[WeightFigure]
     states: States
     logits: Sequence[Rows]
     answers: Sequence[str] | None
@@ -95,6 +98,7 @@ class PromptSet:
 class Measured:
     """Figures of one subject; `examples` are the questions in `asked`, in order."""
 
+    weights: tuple[WeightFigure, ...]
     layers: tuple[LayerFigures, ...]
     image: AnswerFigures
     text: AnswerFigures
@@ -111,6 +115,7 @@ def measure(config: NvlmConfig, prompts: PromptSet, reference: WalkResult, found
     figures = [(prompt, compare_answer(prompt, ours, theirs)) for prompt, ours, theirs in answered]
     examples = _examples(answered, found.answers)
     return Measured(
+        weights=tuple(found.weights),
         layers=tuple(compare_states(places, reference.states, found.states)),
         image=mean_figures([each for prompt, each in figures if prompt.image is not None]),
         text=mean_figures([each for prompt, each in figures if prompt.image is None]),

@@ -11,6 +11,7 @@ from PIL import Image
 from nvlm_deploy.errors import VerificationError
 from nvlm_deploy.verify.checks import Check, TaskRow, json_number
 from nvlm_deploy.verify.compare import LayerFigures, Reaction
+from nvlm_deploy.verify.weights import WeightFigure
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +63,7 @@ class VerifyReport:
     versions: dict[str, str]
     seconds: float
     checks: tuple[Check, ...]
+    weights: tuple[WeightFigure, ...]
     layers: tuple[LayerFigures, ...]
     tasks: tuple[TaskRow, ...]
     reaction: Reaction
@@ -118,6 +120,7 @@ class VerifyReport:
             "versions": self.versions,
             "seconds": round(self.seconds, 3),
             "checks": [check.to_dict() for check in self.checks],
+            "weights": [{"name": each.name, "error": json_number(each.error)} for each in self.weights],
             "layers": [_layer(each) for each in self.layers],
             "exact_match": [_task(each) for each in self.tasks],
             "tag_swap": _reaction(self.reaction),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 900, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 40, 16, 48
 # Two colors that are told apart without seeing red or green.
 _COLORS = ("#1b6ca8", "#d1782a")
 _GRID, _TEXT, _LIMIT, _BAD = "#e3e6ea", "#3d4550", "#8a94a0", "#b3261e"
 # Distances from 1 below this are drawn as this.
-_FLOOR = 1e-7
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)

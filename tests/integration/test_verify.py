@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+import nvlm_deploy.pipeline.verify as stage
 from nvlm_deploy import Engine
+from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.cli.main import run
 from nvlm_deploy.config.manifest import EngineManifest, collect_files
 from nvlm_deploy.errors import UsageError, VerificationError
@@ -26,6 +28,8 @@ from nvlm_deploy.pipeline.verify import VerifyOptions, verify_bundle
 from nvlm_deploy.preprocess import preprocess_images
 from nvlm_deploy.preprocess import prompt as prompts
 from nvlm_deploy.verify.checks import Check
+from nvlm_deploy.verify.measure import PromptSet
+from nvlm_deploy.verify.walk import WalkResult
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
 FEW = VerifyOptions(samples=5)
@@ -46,6 +50,28 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return built[recipe]
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_reference() -> Iterator[None]:
+    """All engines here are of one checkpoint and see the same prompts, so its figures are computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_reference", _Once(stage._reference))
+        yield
+
+
+class _Once:
+    """A function's first result, for the number of prompts that it is asked about."""
+
+    def __init__(self, function: Callable[..., WalkResult]) -> None:
+        self.function = function
+        self.results: dict[int, WalkResult] = {}
+
+    def __call__(self, weights: ModelWeights, prompts: PromptSet, *more: Any) -> WalkResult:
+        count = len(prompts.all)
+        if count not in self.results:
+            self.results[count] = self.function(weights, prompts, *more)
+        return self.results[count]
 
 
 @pytest.fixture
@@ -81,9 +107,8 @@ def weights_of(graph: Path, name: str) -> npt.NDArray[Any]:
 
 def transpose_scales(bundle: Path) -> None:
     """Store one matrix's scales [rows, groups] as [groups, rows]."""
-    scales = weights_of(
-        bundle / "llm" / "decoder.onnx", "language.layers.2.mlp.down_proj.lowered.blocks.scales"
-    )
+    name = "language.layers.2.mlp.down_proj.lowered.blocks.scales"
+    scales = weights_of(bundle / "llm" / "decoder.onnx", name)
     scales[...] = np.ascontiguousarray(scales.T).reshape(scales.shape)
 
 
@@ -140,16 +165,31 @@ def test_a_healthy_engine_passes(recipe: str, healthy: Callable[[str], Path], tm
 
 
 @pytest.mark.parametrize(
-    ("fault", "check", "place"),
+    ("fault", "matrix", "check", "place"),
     [
-        (transpose_scales, "decoder, cosine of a branch", "language.layers.2.mlp"),
-        (swap_gate_and_up, "decoder, cosine of a branch", "language.layers.3.mlp"),
-        (swap_layers, "tower, cosine of a branch", "vision.layers.1.mlp"),
-        (overflow_fp16, "tower, cosine of the stream", "vision.layers.1.mlp"),
+        (
+            transpose_scales,
+            "language.layers.2.mlp.down_proj.weight",
+            "decoder, cosine of a branch",
+            "language.layers.2.mlp",
+        ),
+        (
+            swap_gate_and_up,
+            "language.layers.3.mlp.gate_proj.weight, language.layers.3.mlp.up_proj.weight",
+            "decoder, cosine of a branch",
+            "language.layers.3.mlp",
+        ),
+        (
+            swap_layers,
+            "vision.layers.1.mlp.fc1.weight, vision.layers.3.mlp.fc1.weight",
+            "tower, cosine of a branch",
+            "vision.layers.1.mlp",
+        ),
+        (overflow_fp16, None, "tower, cosine of the stream", "vision.layers.1.mlp"),
     ],
 )
-def test_a_fault_in_the_weights_is_found_in_its_layer(
-    fault: Fault, check: str, place: str, bundle: Path
+def test_a_fault_in_the_weights_is_found_in_its_place(
+    fault: Fault, matrix: str | None, check: str, place: str, bundle: Path
 ) -> None:
     plant(bundle, fault)
     failed = failures(bundle)
@@ -157,8 +197,22 @@ def test_a_fault_in_the_weights_is_found_in_its_layer(
     of_layers = {each.place for each in failed.values() if each.group == "layers"} - {"projector"}
     # The other part of the model has been fed the reference's own numbers, and is not accused.
     assert {name.split(".")[0] for name in of_layers} == {place.split(".")[0]}
+    of_weights = [each.place for each in failed.values() if each.group == "weights"]
+    assert of_weights == ([] if matrix is None else [matrix])
     with pytest.raises(VerificationError, match="has not passed verification"):
         Engine.open(bundle, require_verified=True)
+
+
+def test_transposed_scales_are_found_among_the_errors_of_int4(
+    healthy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(healthy("int4-rtn"), tmp_path / "bundle"))
+    plant(bundle, transpose_scales)
+    (check,) = failures(bundle).values()
+    assert (check.name, check.place) == (
+        "decoder, error of a matrix",
+        "language.layers.2.mlp.down_proj.weight",
+    )
 
 
 def test_an_overflow_is_named_as_such(bundle: Path) -> None:
@@ -211,7 +265,7 @@ def test_the_command_line_fails_with_4_and_writes_what_it_found(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digests = EngineManifest.read(bundle).files
-    arguments = ["verify", str(bundle), "--against", str(EXAMPLE), "--quick", "--json"]
+    arguments = ["verify", str(bundle), "--against", str(EXAMPLE), "--samples", "5", "--json"]
     page = tmp_path / "report.html"
     assert run([*arguments, "--report", str(page)]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
