@@ -30,6 +30,7 @@ def bundle(tmp_path: Path) -> Path:
         recipe={"name": "int8"},
         target={"name": "cpu-x86"},
         checkpoint_fingerprint="f" * 64,
+        quantization=None,
         tool_versions={},
         context=4096,
         tiler=TilerSettings(112, 1, 6, True, 16),
