@@ -31,48 +31,100 @@ class StoredMatrix:
 
 def stored_matrices(path: Path) -> Iterator[StoredMatrix]:
     """Yield the matrices of the graph at `path` whose operators are known here; nothing is read yet."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
-
-    def array(name: str) -> NDArray[Any] | None:
-        tensor = tensors.get(casts.get(name, name))
-        return None if tensor is None else _array(tensor, path)
-
-    for node in graph.node:
-        inputs = [array(name) if name else None for name in node.input]
-        matrix = _matrix(node, inputs)
+    graph = _Graph(path)
+    for node in graph.nodes:
+        reader = _READERS.get(node.op_type)
+        matrix = reader(node, graph) if reader is not None else None
         if matrix is not None:
             yield matrix
 
 
-def _matrix(node: onnx.NodeProto, inputs: list[NDArray[Any] | None]) -> StoredMatrix | None:
+class _Graph:
+    """The initializers of a graph, seen through the casts and products that the runtime folds."""
+
+    def __init__(self, path: Path) -> None:
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self.path, self.nodes = path, list(graph.node)
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._made_by = {name: node for node in graph.node for name in node.output}
+
+    def array(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
+        """An input of a node, in the type that it is stored in; None if it is no initializer."""
+        return self._read(node.input[index]) if len(node.input) > index else None
+
+    def factors(self, node: onnx.NodeProto, index: int) -> list[NDArray[Any]] | None:
+        """The stored factors of an input: a matrix, or codes and scales."""
+        name = node.input[index]
+        maker = self._made_by.get(name)
+        names = list(maker.input) if maker is not None and maker.op_type == "Mul" else [name]
+        arrays = [self._read(each) for each in names]
+        return None if any(array is None for array in arrays) else [a for a in arrays if a is not None]
+
+    def _read(self, name: str) -> NDArray[Any] | None:
+        maker = self._made_by.get(name)
+        if maker is not None and maker.op_type == "Cast":
+            name = maker.input[0]
+        tensor = self._tensors.get(name)
+        return None if tensor is None else _array(tensor, self.path)
+
+
+def _read_blocks(node: onnx.NodeProto, graph: _Graph) -> StoredMatrix | None:
+    """MatMulNBits (codes, scales and zero points behind x) and GatherBlockQuantized (scales behind ids)."""
     settings = {each.name: each.i for each in node.attribute}
-    name = node.name.rpartition("/")[0]
-    inputs += [None] * (4 - len(inputs))
-    if node.op_type == "MatMulNBits":
-        codes, scales, zeros = inputs[1], inputs[2], inputs[3]
-        columns = settings["K"]
-    elif node.op_type == "GatherBlockQuantized":
-        codes, scales, zeros = inputs[0], inputs[2], inputs[3]
-        columns = 0 if codes is None else codes.shape[1] * 8 // settings["bits"]
-    elif node.op_type in ("FusedMatMul", "Gather"):
-        values = inputs[1] if node.op_type == "FusedMatMul" else inputs[0]
-        if values is None or values.ndim != 2:
-            return None
-        rows, columns = values.shape
-        return StoredMatrix(name, rows, columns, _float_rows(values))
-    else:
-        return None
+    gather = node.op_type == "GatherBlockQuantized"
+    codes, scales = graph.array(node, 0 if gather else 1), graph.array(node, 2)
     if codes is None or scales is None:
         return None
     bits, size = settings["bits"], settings["block_size"]
-    read = _quantized_rows(codes.reshape(len(codes), -1), scales, zeros, bits, size, columns)
-    return StoredMatrix(name, len(codes), columns, read)
+    columns = codes.shape[1] * 8 // bits if gather else settings["K"]
+    codes = codes.reshape(len(codes), -1)
+    read = _quantized_rows(codes, scales, graph.array(node, 3), bits, size, columns)
+    return StoredMatrix(_name(node), len(codes), columns, read)
 
 
-def _float_rows(values_NK: NDArray[Any]) -> Callable[[int, int], Float32]:
-    return lambda start, stop: values_NK[start:stop].astype(np.float32)
+def _read_floats(node: onnx.NodeProto, graph: _Graph) -> StoredMatrix | None:
+    """FusedMatMul with a matrix [N, K], or Gather of a table; FP8 codes have a scale for each row."""
+    factors = graph.factors(node, 1 if node.op_type == "FusedMatMul" else 0)
+    if factors is None or factors[0].ndim != 2:
+        return None
+    rows, columns = factors[0].shape
+
+    def read(start: int, stop: int) -> Float32:
+        values: Float32 = np.ones((stop - start, columns), np.float32)
+        for factor in factors:
+            values = values * factor[start:stop].astype(np.float32)
+        return values
+
+    return StoredMatrix(_name(node), rows, columns, read)
+
+
+def _read_integers(node: onnx.NodeProto, graph: _Graph) -> StoredMatrix | None:
+    """MatMulIntegerToFloat: codes [K, N] around a zero point, and one scale for each of the N."""
+    codes_KN, scales_N, zero = graph.array(node, 1), graph.array(node, 3), graph.array(node, 5)
+    if codes_KN is None or scales_N is None or zero is None:
+        return None
+    columns, rows = codes_KN.shape
+
+    def read(start: int, stop: int) -> Float32:
+        centered = codes_KN[:, start:stop].T.astype(np.float32) - zero.astype(np.float32)
+        values: Float32 = centered * scales_N[start:stop, None]
+        return values
+
+    return StoredMatrix(_name(node), rows, columns, read)
+
+
+_READERS: dict[str, Callable[[onnx.NodeProto, _Graph], StoredMatrix | None]] = {
+    "MatMulNBits": _read_blocks,
+    "GatherBlockQuantized": _read_blocks,
+    "FusedMatMul": _read_floats,
+    "Gather": _read_floats,
+    "MatMulIntegerToFloat": _read_integers,
+}
+
+
+def _name(node: onnx.NodeProto) -> str:
+    name: str = node.name.rpartition("/")[0]
+    return name
 
 
 def _quantized_rows(
