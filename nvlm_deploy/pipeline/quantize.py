@@ -115,9 +115,10 @@ class _Quantizer:
     def _quantize(self, index: int, step: Step) -> dict[str, Any]:
         began = time.perf_counter()
         seen = self.stream.observe(index) if index <= self.last_shown else {}
+        shown = time.perf_counter()
         tensors, inputs, left = self._kv_scales(step), {}, set(step.parameters)
         for group in step.groups:
-            observed = seen.get(group.linears[0])
+            observed = seen.pop(group.linears[0], None)
             for part in self.search.parts(group):
                 calibrated = _is_calibrated(self.storages[part.weights[0]])
                 scales = self.search.search(part, observed if calibrated else None)
@@ -135,6 +136,7 @@ class _Quantizer:
             "tensors": {name: tensor.nbytes for name, tensor in tensors.items()},
             "inputs": inputs,
             "seconds": time.perf_counter() - began,
+            "seconds_shown": shown - began,
         }
 
     def _kv_scales(self, step: Step) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ def write_manifest(
         **key,
         "calibration": samples.summary.to_dict() if samples is not None else None,
         "sizes": [asdict(size) for size in plan.sizes],
-        "steps": [{k: note[k] for k in ("step", "seconds", "inputs")} for note in notes],
+        "steps": [{k: note[k] for k in ("step", "seconds", "seconds_shown", "inputs")} for note in notes],
     }
     _write_json(directory / RECORD_NAME, manifest)
     return manifest

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Inputs pass through a matrix in pieces of at most so many rows, which bounds the memory of its outputs. The
 # matrix is quantized anew for every piece, so few pieces are fast.
-_ROWS_PER_PASS = 2048
+_ROWS_PER_PASS = 1024
 
 
 def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: AwqSettings) -> Tensor:

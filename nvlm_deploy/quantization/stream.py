@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class CalibrationStream:
         self.without_tiles = [replace(sample, tiles=sample.tiles[:0]) for sample in self.samples]
         self._kept: dict[tuple[bytes, ...], list[torch.Tensor]] = {}
 
-    def observe(self, index: int) -> Mapping[str, Observed]:
+    def observe(self, index: int) -> dict[str, Observed]:
         """Run one step over all samples; return what its groups saw, by their first linear.
 
         The inputs of the step stay on disk until `finish`, so that it can be repeated.

@@ -113,7 +113,8 @@ class TestModel:
         assert "hint: --set weights.language.group_size=64" in text
 
     def test_groups_that_do_not_divide_the_dummy_heads(self, tiny_checkpoint: Path, refused: Refused) -> None:
-        small = ["--set", "weights.language.group_size=32"]
+        parts = ("language", "vision", "projector")
+        small = [text for part in parts for text in ("--set", f"weights.{part}.group_size=32")]
         text = refused(tiny_checkpoint, "int4-awq-vit-int4wo", *small, code=UNSUITABLE)
         assert "vision_model.encoder.layers.0.attn.proj.weight has 144 inputs with its dummy heads" in text
         assert "hint: use smaller groups" in text

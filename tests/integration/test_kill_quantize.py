@@ -58,7 +58,10 @@ for number in range(rounds):
 
 
 def without_times(manifest: dict[str, Any]) -> dict[str, Any]:
-    steps = [{key: value for key, value in step.items() if key != "seconds"} for step in manifest["steps"]]
+    steps = [
+        {key: value for key, value in step.items() if not key.startswith("seconds")}
+        for step in manifest["steps"]
+    ]
     return {**manifest, "steps": steps}
 
 

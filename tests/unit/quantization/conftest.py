@@ -25,13 +25,20 @@ from nvlm_deploy.preprocess import Tokenizer
 
 Quantized = Callable[..., Path]
 CALIBRATED = ("fp8", "fp8-kv8", "int4-awq", "int4-gptq", "int8-sq", "int8-wo", "nvfp4", "w4a8-awq")
-VISION = ("fp8-vit-fp8", "int4-awq-vit-int4wo", "int4-awq-vit-int8-head8", "int8-sq-vit-int8")
+VISION = (
+    "fp8-vit-fp8",
+    "int4-awq-vit-int4wo",
+    "int4-awq-vit-int8-head8",
+    "int8-sq-vit-int8",
+    "w4a8-awq-vit-fp8",
+)
 # The widths of this model are no multiples of 128.
 SMALL_GROUPS = {
     "int4-awq": ("weights.language.group_size=32",),
     "int4-gptq": ("weights.language.group_size=32",),
     "w4a8-awq": ("weights.language.group_size=32",),
     "int4-awq-vit-int8-head8": ("weights.language.group_size=32",),
+    "w4a8-awq-vit-fp8": ("weights.language.group_size=32",),
     "int4-awq-vit-int4wo": (
         "weights.language.group_size=32",
         "weights.vision.group_size=16",
