@@ -18,7 +18,7 @@ CLASSES = st.lists(
 WEIGHTS = st.fixed_dictionaries({kind: st.sampled_from([0.0, 0.1, 1.0, 7.5]) for kind in TokenClass})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(CLASSES, WEIGHTS, st.integers(0, 60), st.integers(0, 5))
 def test_rows_are_chosen_once_and_only_where_they_count(
     classes: list[npt.NDArray[np.int8]], weights: dict[TokenClass, float], most: int, seed: int

@@ -93,7 +93,7 @@ def test_scales_of_the_inputs_are_normal_fp16_numbers(
         assert torch.equal(half_K.float(), scale_K), "FP16 holds it exactly"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.floats(2.0**-20, 2.0**20), min_size=64, max_size=64))
 def test_a_folded_scale_is_what_the_stored_norm_multiplies_with(
     weights: ModelWeights, factors: list[float]

@@ -20,6 +20,8 @@ from .conftest import E4M3
 
 Float32 = NDArray[np.float32]
 GROUP = 4
+# Where clipping makes an amax subnormal it counts as the smallest normal number.
+TINY = np.finfo(np.float32).tiny
 GROUPED = Int4(GROUP)
 MATRICES = hnp.arrays(
     np.float32,
@@ -59,7 +61,7 @@ def test_int4_has_the_codes_scales_and_bytes_of_plain_arithmetic(weight: Float32
     assert np.array_equal(GROUPED.amax(torch.from_numpy(weight)).numpy(), amax)
     amax = amax * np.float32(clip)
     packed = GROUPED.pack(torch.from_numpy(weight), torch.from_numpy(amax))
-    scale = np.where(amax == 0, np.float32(1), amax / np.float32(7))
+    scale = np.where(amax == 0, np.float32(1), np.maximum(amax, TINY) / np.float32(7))
     codes = codes_in_numpy(groups, scale[..., None], 7).reshape(weight.shape)
     assert np.array_equal(packed.weight_scale.numpy(), scale)
     assert packed.weight.tolist() == (codes[0::2] % 16 + codes[1::2] % 16 * 16).tolist()
@@ -76,7 +78,7 @@ def test_int8_has_the_codes_and_scales_of_plain_arithmetic(weight: Float32, clip
     assert np.array_equal(Int8().amax(torch.from_numpy(weight)).numpy(), amax)
     amax = amax * np.float32(clip)
     packed = Int8().pack(torch.from_numpy(weight), torch.from_numpy(amax))
-    scale = np.where(amax == 0, np.float32(1), amax / np.float32(127))
+    scale = np.where(amax == 0, np.float32(1), np.maximum(amax, TINY) / np.float32(127))
     codes = codes_in_numpy(weight, scale[:, None], 127)
     assert packed.weight.dtype == torch.int8
     assert np.array_equal(packed.weight_scale.numpy(), scale)
