@@ -90,8 +90,8 @@ _MODEL = {
         "text_kl": 0.02,
         "text_top1": 0.9,
         "lost_answers": 0.02,
-        "tag_swap_cosine": 0.8,
-        "tag_swap_size": 0.7,
+        "tag_swap_cosine": 0.7,
+        "tag_swap_size": 0.6,
         "kv_cache_kl": 0.01,
     },
     4: {
@@ -100,8 +100,8 @@ _MODEL = {
         "text_kl": 0.1,
         "text_top1": 0.8,
         "lost_answers": 0.04,
-        "tag_swap_cosine": 0.7,
-        "tag_swap_size": 0.6,
+        "tag_swap_cosine": 0.4,
+        "tag_swap_size": 0.5,
         "kv_cache_kl": 0.02,
     },
 }

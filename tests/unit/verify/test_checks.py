@@ -99,7 +99,7 @@ def test_losses_that_chance_explains_are_allowed(asked: int, share: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("size", "passed"), [(0.69, False), (0.71, True), (1.4, True), (1.5, False), (0, False)]
+    ("size", "passed"), [(0.59, False), (0.61, True), (1.6, True), (1.7, False), (0, False)]
 )
 def test_a_reaction_may_be_neither_smaller_nor_larger(size: float, passed: bool) -> None:
     _, check = reaction_checks(Reaction(4, 0.9, size, 1, 1), LIMITS)
