@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nvlm_deploy.config.manifest import EngineManifest, collect_files, verify_files
+from nvlm_deploy.config.manifest import (
+    EngineManifest,
+    PromptSettings,
+    TilerSettings,
+    collect_files,
+    verify_files,
+)
 from nvlm_deploy.config.verified import require_passed, write_result
 from nvlm_deploy.errors import VerificationError
 
 
 @pytest.fixture
-def bundle(fp32_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of an engine that has not been verified."""
-    return Path(shutil.copytree(fp32_bundle, tmp_path / "bundle"))
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "decoder.onnx").write_bytes(b"graph")
+    EngineManifest(
+        format_version=1,
+        project_version="0.1.0",
+        variant="D",
+        backend="onnxruntime",
+        recipe={"name": "int8"},
+        target={"name": "cpu-x86"},
+        checkpoint_fingerprint="f" * 64,
+        tool_versions={},
+        context=4096,
+        tiler=TilerSettings(112, 1, 6, True, 16),
+        prompt=PromptSettings("hf", "<tile_global_thumbnail>"),
+        vision={},
+        llm={},
+        sizes=(),
+        files=collect_files(tmp_path),
+        results={"build_s": 1.5},
+    ).write(tmp_path)
+    return tmp_path
 
 
 def test_a_result_changes_nothing_else(bundle: Path) -> None:
@@ -25,8 +48,9 @@ def test_a_result_changes_nothing_else(bundle: Path) -> None:
     write_result(bundle, before, {"passed": True, "failed": [], "figures": {"kl": {"figure": "inf"}}})
     after = EngineManifest.read(bundle)
     assert replace(after, results=before.results) == before
+    assert after.results["build_s"] == 1.5
     assert after.results["verify"]["figures"] == {"kl": {"figure": "inf"}}
-    assert collect_files(bundle) == before.files
+    assert sorted(path.name for path in bundle.iterdir()) == ["decoder.onnx", "manifest.json"]
     verify_files(bundle)
     require_passed(bundle, after)
 
@@ -45,7 +69,7 @@ def test_a_failed_result_names_what_failed(bundle: Path) -> None:
 
 def test_a_result_does_not_hold_for_other_files(bundle: Path) -> None:
     passed = write_result(bundle, EngineManifest.read(bundle), {"passed": True, "failed": []})
-    (bundle / "config.json").write_bytes(b"other")
+    (bundle / "decoder.onnx").write_bytes(b"other")
     with pytest.raises(VerificationError, match="was verified with other files"):
         require_passed(bundle, replace(passed, files=collect_files(bundle)))
 
