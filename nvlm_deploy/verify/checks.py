@@ -191,12 +191,12 @@ def kv_cache_checks(added: AnswerFigures, lost: TaskRow, limits: VerifyThreshold
 def allowed_losses(asked: int, share: float) -> int:
     """The number of lost answers of `asked` that a true loss of `share` exceeds in at most 5 % of all cases.
 
-    In few answers, one or two that are lost say nothing yet.
+    At least one: a single answer is no evidence.
     """
     beyond = 1.0
     for lost in range(asked + 1):
         beyond -= math.comb(asked, lost) * share**lost * (1 - share) ** (asked - lost)
-        if beyond <= _CHANCE:
+        if lost and beyond <= _CHANCE:
             return lost
     return asked
 

@@ -90,12 +90,12 @@ def test_a_row_of_few_answers_may_lose_one_and_gains_do_not_count() -> None:
     assert checks["exact match, all, answers lost"].figure == 1
 
 
-@pytest.mark.parametrize(("asked", "share"), [(8, 0.02), (40, 0.02), (40, 0.04), (500, 0.02), (10, 0.0)])
+@pytest.mark.parametrize(("asked", "share"), [(8, 0.02), (40, 0.02), (40, 0.04), (500, 0.02), (2, 0.0)])
 def test_losses_that_chance_explains_are_allowed(asked: int, share: float) -> None:
     drawn = np.random.default_rng(0).binomial(asked, share, 200_000)
     allowed = allowed_losses(asked, share)
     assert (drawn > allowed).mean() <= 0.052
-    assert allowed == 0 or (drawn > allowed - 1).mean() >= 0.048
+    assert allowed == 1 or (drawn > allowed - 1).mean() >= 0.048
 
 
 @pytest.mark.parametrize(
