@@ -22,7 +22,7 @@ from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
-from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.record import QuantizationRecord
 from nvlm_deploy.quantization.streamed_model import StreamedModel
@@ -44,11 +44,13 @@ from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.contract_check import check_contract
 from nvlm_deploy.verify.engine_subject import EngineSubject
 from nvlm_deploy.verify.measure import Measured, PromptSet, SubjectOutputs, measure
+from nvlm_deploy.verify.prompts import ROW_OF_KIND
 from nvlm_deploy.verify.report import VerifyReport, worst_first
 from nvlm_deploy.verify.states import Rows
 from nvlm_deploy.verify.walk import ModelWalk, WalkResult
 
 DEFAULT_SAMPLES, QUICK_SAMPLES = 40, 10
+LEAST_SAMPLES = len(ROW_OF_KIND)
 _TOOLS = ("numpy", "onnxruntime", "pillow", "tokenizers", "torch")
 
 
@@ -64,6 +66,23 @@ class VerifyOptions:
     device: str = "cpu"
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
+
+    def __post_init__(self) -> None:
+        if self.samples < LEAST_SAMPLES:
+            raise UsageError(f"samples is {self.samples}; one of every kind needs at least {LEAST_SAMPLES}")
+
+    def open_device(self) -> torch.device:
+        """The device, which has been tried.
+
+        Raises:
+            UnsuitableError: this machine has none of the name.
+        """
+        try:
+            return torch.empty(1, device=self.device).device
+        except (AssertionError, RuntimeError):
+            raise UnsuitableError(
+                f"there is no device '{self.device}' on this machine", hint="use --device cpu"
+            ) from None
 
 
 def verify_bundle(
@@ -81,13 +100,14 @@ def verify_bundle(
         NvlmError: bundle or checkpoint is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
+    device = options.open_device()
     subject = EngineSubject(bundle, SessionOptions(options.threads, options.memory), progress)
     manifest = subject.bundle.manifest
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
     limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
     contract = Contract(bundle, manifest.prompt.mode)
     prompts = PromptSet.make(contract, options.samples)
-    reference = _reference(weights, prompts, options.device, progress)
+    reference = _reference(weights, prompts, device, progress)
     # Looking into the graphs opens them once more, so it comes before the engine is opened.
     states = subject.states(*prompts.probed_prompts(reference))
     found = SubjectOutputs(
@@ -124,12 +144,13 @@ def verify_checkpoint(
         NvlmError: one of them is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
+    device = options.open_device()
     made = QuantizationRecord.read(quantized)
     recipe = made.recipe()
     weights = _open_reference(against, made.fingerprint, quantized)
     prompts = PromptSet.make(Contract(against), options.samples)
-    reference = _reference(weights, prompts, options.device, progress)
-    subject = CheckpointSubject(quantized, torch.device(options.device), progress)
+    reference = _reference(weights, prompts, device, progress)
+    subject = CheckpointSubject(quantized, device, progress)
     states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
     found = SubjectOutputs(subject.weights(weights), states, logits, answers=None)
     measured = measure(weights.reader.config, prompts, reference, found)
@@ -184,10 +205,9 @@ def _open_reference(against: Path, fingerprint: str, subject: Path) -> ModelWeig
 
 
 def _reference(
-    weights: ModelWeights, prompts: PromptSet, device: str, progress: ProgressCallback
+    weights: ModelWeights, prompts: PromptSet, device: torch.device, progress: ProgressCallback
 ) -> WalkResult:
-    model = StreamedModel(weights, torch.device(device))
-    return ModelWalk(model, progress).run(prompts.all, frozenset(prompts.probed))
+    return ModelWalk(StreamedModel(weights, device), progress).run(prompts.all, frozenset(prompts.probed))
 
 
 def _thresholds(recipe: dict[str, Any], source: Path) -> VerifyThresholds:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
-from nvlm_deploy.cli.main import run
+from nvlm_deploy.pipeline.engine import build_engine_bundle
+from nvlm_deploy.pipeline.plan import BuildRequest, plan_engine
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.measure import PromptSet
@@ -16,11 +17,9 @@ from nvlm_deploy.verify.walk import ModelWalk, WalkResult
 
 
 def build(checkpoint: Path, output: Path, recipe: str, *changes: str) -> Path:
-    """Build an engine through the command line."""
-    names = ["--recipe", recipe, "--target", "cpu-x86", "-o", str(output)]
-    settings = [word for change in changes for word in ("--set", change)]
-    assert run(["engine", str(checkpoint), *names, *settings]) == 0
-    return output
+    """Build an engine, and do not verify it."""
+    request = BuildRequest(checkpoint, recipe, "cpu-x86", output, changes)
+    return build_engine_bundle(plan_engine(request)).bundle
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from nvlm_deploy.config.thresholds import VerifyThresholds, default_thresholds
 from nvlm_deploy.verify.checks import (
     Check,
     TaskRow,
+    allowed_losses,
     contract_checks,
     json_number,
     kv_cache_checks,
@@ -80,21 +82,24 @@ def test_logits_are_held_against_their_own_limits() -> None:
     assert [check.passed for check in checks] == [False, False, True, True]
 
 
-def test_one_lost_answer_is_always_allowed_and_gains_do_not_count() -> None:
+def test_a_row_of_few_answers_may_lose_one_and_gains_do_not_count() -> None:
     rows = [TaskRow("ocr", 8, 8, 7), TaskRow("table", 8, 6, 8), TaskRow("chart", 8, 8, 6)]
     checks = by_name(task_checks(rows, LIMITS))
-    assert [checks[f"exact match, {row}, answers lost"].passed for row in ("ocr", "table", "chart")] == [
-        True,
-        True,
-        False,
-    ]
+    passed = [checks[f"exact match, {row}, answers lost"].passed for row in ("ocr", "table", "chart")]
+    assert passed == [True, True, False]
     assert checks["exact match, all, answers lost"].figure == 1
-    many = by_name(task_checks([TaskRow("ocr", 500, 480, 470)], LIMITS))["exact match, ocr, answers lost"]
-    assert (many.limit, many.passed) == (10, True)
+
+
+@pytest.mark.parametrize(("asked", "share"), [(8, 0.02), (40, 0.02), (40, 0.04), (500, 0.02), (2, 0.0)])
+def test_losses_that_chance_explains_are_allowed(asked: int, share: float) -> None:
+    drawn = np.random.default_rng(0).binomial(asked, share, 200_000)
+    allowed = allowed_losses(asked, share)
+    assert (drawn > allowed).mean() <= 0.052
+    assert allowed == 1 or (drawn > allowed - 1).mean() >= 0.048
 
 
 @pytest.mark.parametrize(
-    ("size", "passed"), [(0.69, False), (0.71, True), (1.4, True), (1.5, False), (0, False)]
+    ("size", "passed"), [(0.59, False), (0.61, True), (1.6, True), (1.7, False), (0, False)]
 )
 def test_a_reaction_may_be_neither_smaller_nor_larger(size: float, passed: bool) -> None:
     _, check = reaction_checks(Reaction(4, 0.9, size, 1, 1), LIMITS)
