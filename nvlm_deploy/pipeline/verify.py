@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 
 import nvlm_deploy
@@ -23,7 +22,7 @@ from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
-from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
+from nvlm_deploy.errors import NvlmError, UsageError
 from nvlm_deploy.pipeline.quantize import MANIFEST_NAME as QUANTIZATION_NAME
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.streamed_model import StreamedModel
@@ -43,6 +42,7 @@ from nvlm_deploy.verify.checks import (
 from nvlm_deploy.verify.compare import answered_right, compare_answer, mean_figures
 from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.contract_check import check_contract
+from nvlm_deploy.verify.device import open_device
 from nvlm_deploy.verify.engine_subject import EngineSubject
 from nvlm_deploy.verify.measure import Measured, PromptSet, SubjectOutputs, measure
 from nvlm_deploy.verify.prompts import ROW_OF_KIND
@@ -72,19 +72,6 @@ class VerifyOptions:
         if self.samples < LEAST_SAMPLES:
             raise UsageError(f"samples is {self.samples}; one of every kind needs at least {LEAST_SAMPLES}")
 
-    def open_device(self) -> torch.device:
-        """The device, which has been tried.
-
-        Raises:
-            UnsuitableError: this machine has none of the name.
-        """
-        try:
-            return torch.empty(1, device=self.device).device
-        except (AssertionError, RuntimeError):
-            raise UnsuitableError(
-                f"there is no device '{self.device}' on this machine", hint="use --device cpu"
-            ) from None
-
 
 def verify_bundle(
     bundle: Path,
@@ -101,14 +88,13 @@ def verify_bundle(
         NvlmError: bundle or checkpoint is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
-    device = options.open_device()
     subject = EngineSubject(bundle, SessionOptions(options.threads, options.memory), progress)
     manifest = subject.bundle.manifest
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
     limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
     contract = Contract(bundle, manifest.prompt.mode)
     prompts = PromptSet.make(contract, options.samples)
-    reference = _reference(weights, prompts, device, progress)
+    reference = _reference(weights, prompts, options.device, progress)
     # Looking into the graphs opens them once more, so it comes before the engine is opened.
     states = subject.states(*prompts.probed_prompts(reference))
     found = SubjectOutputs(
@@ -145,13 +131,12 @@ def verify_checkpoint(
         NvlmError: one of them is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
-    device = options.open_device()
     made = _read_quantization(quantized)
     weights = _open_reference(against, made["checkpoint_fingerprint"], quantized)
     limits = _thresholds(made["recipe"], quantized / QUANTIZATION_NAME)
     prompts = PromptSet.make(Contract(against), options.samples)
-    reference = _reference(weights, prompts, device, progress)
-    subject = CheckpointSubject(quantized, device, progress)
+    reference = _reference(weights, prompts, options.device, progress)
+    subject = CheckpointSubject(quantized, open_device(options.device), progress)
     states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
     found = SubjectOutputs(subject.weights(weights), states, logits, answers=None)
     measured = measure(weights.reader.config, prompts, reference, found)
@@ -176,6 +161,8 @@ def verify(
     progress: ProgressCallback = no_progress,
 ) -> VerifyReport:
     """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint."""
+    options = options or VerifyOptions()
+    open_device(options.device)
     if (subject / MANIFEST_NAME).exists():
         return verify_bundle(subject, against, options, progress)
     if (subject / QUANT_CONFIG_NAME).exists():
@@ -205,9 +192,11 @@ def _open_reference(against: Path, fingerprint: str, subject: Path) -> ModelWeig
 
 
 def _reference(
-    weights: ModelWeights, prompts: PromptSet, device: torch.device, progress: ProgressCallback
+    weights: ModelWeights, prompts: PromptSet, device: str, progress: ProgressCallback
 ) -> WalkResult:
-    return ModelWalk(StreamedModel(weights, device), progress).run(prompts.all, frozenset(prompts.probed))
+    return ModelWalk(StreamedModel(weights, open_device(device)), progress).run(
+        prompts.all, frozenset(prompts.probed)
+    )
 
 
 def _thresholds(recipe: dict[str, Any], source: Path) -> VerifyThresholds:
