@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvlm_deploy.config.manifest import (
+    FORMAT_VERSION,
     EngineManifest,
     PromptSettings,
     TilerSettings,
@@ -23,7 +24,7 @@ from nvlm_deploy.errors import VerificationError
 def bundle(tmp_path: Path) -> Path:
     (tmp_path / "decoder.onnx").write_bytes(b"graph")
     EngineManifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         project_version="0.1.0",
         variant="D",
         backend="onnxruntime",
