@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvlm_deploy.calibration import CalibrationSamples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
@@ -20,6 +18,7 @@ from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.suitability import check_target
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import UnsuitableError, UsageError
+from nvlm_deploy.models.device import open_device
 from nvlm_deploy.pipeline.atomic import check_output, require_space
 from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
@@ -137,7 +136,7 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
     calibration, directory = None, Path()
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)
-    check_device(request.device)
+    open_device(request.device)
     if (request.checkpoint / QUANT_CONFIG_NAME).exists():
         raise UsageError(
             f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
@@ -191,13 +190,3 @@ def _check_padded_groups(recipe: Recipe, plan: QuantizationPlan, config: NvlmCon
                 f"which groups of {size} do not divide",
                 hint=f"use smaller groups, or keep it: a 'keep' rule that matches {rule.targets[0]}",
             )
-
-
-def check_device(device: str) -> None:
-    """Raise an UnsuitableError if torch has no such device here."""
-    kind, _, number = device.partition(":")
-    there = kind == "cpu" and not number
-    if kind == "cuda" and torch.cuda.is_available():
-        there = not number or (number.isdecimal() and int(number) < torch.cuda.device_count())
-    if not there:
-        raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")

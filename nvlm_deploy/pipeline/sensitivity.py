@@ -20,7 +20,8 @@ from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.sensitivity import Granularity, SensitivityReport, UsedCalibration
 from nvlm_deploy.errors import UnsuitableError, UsageError, did_you_mean
 from nvlm_deploy.eval.agreement import Agreement
-from nvlm_deploy.pipeline.quantize_plan import DEFAULT_CALIBRATION, check_device, check_storages
+from nvlm_deploy.models.device import open_device
+from nvlm_deploy.pipeline.quantize_plan import DEFAULT_CALIBRATION, check_storages
 from nvlm_deploy.preprocess import PromptBuilder, Tokenizer
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.plan import resolve
@@ -86,7 +87,7 @@ def plan_sensitivity(request: SensitivityRequest) -> SensitivityPlan:
 
 def plan_with_recipes(request: SensitivityRequest, recipes: Sequence[Recipe]) -> SensitivityPlan:
     """As `plan_sensitivity`, for recipes that are read already, whatever `formats` the request names."""
-    check_device(request.device)
+    open_device(request.device)
     weights = ModelWeights(CheckpointReader(request.checkpoint))
     candidates = _candidates(recipes, weights)
     calibration, directory = None, Path()

@@ -22,6 +22,7 @@ from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
 from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.models.device import open_device
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.record import QuantizationRecord
 from nvlm_deploy.quantization.streamed_model import StreamedModel
@@ -41,7 +42,6 @@ from nvlm_deploy.verify.checks import (
 from nvlm_deploy.verify.compare import answered_right, compare_answer, mean_figures
 from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.contract_check import check_contract
-from nvlm_deploy.verify.device import open_device
 from nvlm_deploy.verify.engine_subject import EngineSubject
 from nvlm_deploy.verify.measure import Measured, PromptSet, SubjectOutputs, measure
 from nvlm_deploy.verify.prompts import ROW_OF_KIND

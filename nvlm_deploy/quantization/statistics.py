@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvlm_deploy.calibration import CalibrationSamples, CalibrationSummary, TokenClass
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.models.device import open_device
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.groups import LinearGroup
 from nvlm_deploy.quantization.observe import Observed
@@ -207,10 +206,9 @@ def activation_statistics(
         UnsuitableError: there is no such device, or too little room for the hidden states.
         NvlmError: a sample has changed since the set was loaded.
     """
-    _check_device(device)
     folder = scratch or Path(tempfile.gettempdir())
     _check_room(folder, spool_bytes(weights.reader.config, samples.summary))
-    model = StreamedModel(weights, torch.device(device))
+    model = StreamedModel(weights, open_device(device))
     settings = StreamSettings(rows=0, histograms=True)
     ranges = against or {}
     layers = []
@@ -233,11 +231,6 @@ def spool_bytes(config: NvlmConfig, summary: CalibrationSummary) -> int:
     tower = summary.tiles * config.vision.num_positions * config.vision.hidden_size
     decoder = sum(summary.tokens.values()) * config.language.hidden_size
     return 2 * _FLOAT_BYTES * max(tower, decoder)
-
-
-def _check_device(device: str) -> None:
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise UnsuitableError(f"there is no device '{device}' on this machine", hint="use --device cpu")
 
 
 def _check_room(folder: Path, needed: int) -> None:
