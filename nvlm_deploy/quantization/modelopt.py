@@ -4,7 +4,8 @@ Whole-model calibration needs the whole model. Every search here sees one matrix
 inputs, which is all that they use, and may overwrite the matrix. ModelOpt prints on stdout; here that goes
 to the log.
 
-Shapes: N output features, K input features, J groups per row, R sampled inputs.
+Shapes: N output features, K input features, J groups per row, G columns per group, R sampled inputs, B groups
+of the whole matrix, b of one chunk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from nvlm_deploy.config.recipe import AwqSettings, GptqSettings
 from nvlm_deploy.errors import UnsuitableError
-from nvlm_deploy.quantization.formats.codec import scales_of
+from nvlm_deploy.quantization.formats.codec import absolute_max, row_chunks, scales_of
 from nvlm_deploy.quantization.formats.integers import INT4_MAX
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Inputs pass through a matrix in pieces of at most so many rows, which bounds the memory of its outputs. The
 # matrix is quantized anew for every piece, so few pieces are fast.
 _ROWS_PER_PASS = 1024
+# The name of our arithmetic in ModelOpt's quantizers, and what ModelOpt takes for a group of zeros.
+_BACKEND = "nvlm_deploy_int4"
+_ZERO = 2.0**-24
 
 
 def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: AwqSettings) -> Tensor:
@@ -42,7 +46,7 @@ def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: Awq
         float32 [K], near one in the geometric mean.
     """
     algorithm = {"method": "awq_lite", "alpha_step": settings.alpha_step}
-    linear = _quantized(weight_NK, rows_RK, _int_weights(4, group_size), algorithm)
+    linear = _quantized(weight_NK, rows_RK, _int4_weights(group_size), algorithm)
     scale: Tensor = linear.input_quantizer.pre_quant_scale
     return scale.float().reshape(-1)
 
@@ -105,12 +109,29 @@ class _NextColumn:
         return codes_N.mul_(scale_N).unsqueeze(1).expand_as(weight_NK)
 
 
-def _int_weights(bits: int, group_size: int) -> list[dict[str, Any]]:
-    weights = {"num_bits": bits, "block_sizes": {-1: group_size, "type": "static"}}
+def _int4_weights(group_size: int) -> list[dict[str, Any]]:
+    blocks = {-1: group_size, "type": "static"}
+    weights = {"num_bits": 4, "block_sizes": blocks, "backend": _BACKEND}
     return [
         {"quantizer_name": "*weight_quantizer", "cfg": weights},
         {"quantizer_name": "*input_quantizer", "enable": False},
     ]
+
+
+def _fake_int4(weight_BG: Tensor, _quantizer: object) -> Tensor:
+    """Do to the groups of a matrix what ModelOpt does (`tensor_quant._tensor_quant`), in chunks.
+
+    Its own makes several copies of the whole matrix on the way.
+    """
+    rounded_BG = torch.empty_like(weight_BG)
+    for part in row_chunks(*weight_BG.shape):
+        amax_b1 = absolute_max(weight_BG[part], dim=-1).unsqueeze(-1)
+        scale_b1 = amax_b1.new_tensor(INT4_MAX) / amax_b1
+        zero_b1 = amax_b1 <= _ZERO
+        codes_bG = (weight_BG[part] * scale_b1.masked_fill(zero_b1, 0)).round_()
+        codes_bG.clamp_(-INT4_MAX - 1, INT4_MAX)
+        torch.div(codes_bG, scale_b1.masked_fill_(zero_b1, 1), out=rounded_BG[part])
+    return rounded_BG
 
 
 def _quantized(
@@ -130,8 +151,15 @@ def _quantized(
 
     with _quiet(), torch.no_grad():
         mtq = _import("modelopt.torch.quantization")
+        _register_backend()
         mtq.quantize(holder, {"quant_cfg": config, "algorithm": algorithm}, show)
     return holder["linear"]
+
+
+def _register_backend() -> None:
+    quantizers = _import("modelopt.torch.quantization.nn.modules.tensor_quantizer")
+    if not quantizers.is_registered_quant_backend(_BACKEND):
+        quantizers.register_quant_backend(_BACKEND, _fake_int4)
 
 
 def _import(module: str) -> Any:
