@@ -60,6 +60,7 @@ def test_settings_are_taken_over_and_must_agree(tiny_checkpoint: Path) -> None:
     changes = (
         "int4-awq-vit-int4wo.weights.language.group_size=32",
         "int4-awq-vit-int4wo.weights.vision.group_size=16",
+        "int4-awq-vit-int4wo.weights.projector.group_size=32",
     )
     steps = tuple(f"{name}.awq.alpha_step=0.5" for name in names)
     plan = plan_sensitivity(SensitivityRequest(tiny_checkpoint, names, overrides=(*changes, *steps)))
