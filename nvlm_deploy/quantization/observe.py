@@ -55,14 +55,18 @@ class Observed:
     def add(self, x_RK: Tensor, classes_R: Tensor, keep_R: Tensor) -> None:
         """Take in the inputs of R tokens; `keep_R` are the indices of those that are kept as they are."""
         for kind in classes_R.unique().tolist():
-            x_SK = x_RK[classes_R == kind]
-            magnitudes = x_SK.abs()
-            self.amax_CK[kind] = torch.maximum(self.amax_CK[kind], magnitudes.amax(0))
-            square_sum = x_SK.square().sum(dtype=torch.float64)
+            rows_S = (classes_R == kind).nonzero().squeeze(1)
+            count = len(rows_S) * x_RK.shape[1]
+            square_sum = x_RK.new_zeros((), dtype=torch.float64)
+            for rows_P in rows_S.split(_ROWS_PER_COUNT):
+                x_PK = x_RK[rows_P]
+                square_sum += x_PK.square().sum(dtype=torch.float64)
+                self.amax_CK[kind] = torch.maximum(self.amax_CK[kind], x_PK.abs_().amax(0))
             self.square_sum_C[kind] += square_sum
-            self.count_C[kind] += x_SK.numel()
-            limit = OUTLIER_FACTOR * (square_sum / x_SK.numel()).sqrt()
-            self.outliers_C[kind] += (magnitudes > limit).sum()
+            self.count_C[kind] += count
+            limit = OUTLIER_FACTOR * (square_sum / count).sqrt()
+            for rows_P in rows_S.split(_ROWS_PER_COUNT):
+                self.outliers_C[kind] += (x_RK[rows_P].abs_() > limit).sum()
         if self.histogram_CB is not None:
             for x_PK, classes_P in zip(
                 x_RK.split(_ROWS_PER_COUNT), classes_R.split(_ROWS_PER_COUNT), strict=True
