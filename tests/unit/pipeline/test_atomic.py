@@ -14,9 +14,11 @@ from nvlm_deploy.pipeline.atomic import atomic_directory, is_disk_full
 
 # A writer that says where it is and then waits to be killed.
 WRITER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from nvlm_deploy.pipeline.atomic import atomic_directory
+# A shell that starts something in the background lets it ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with atomic_directory(Path(sys.argv[1])) as work:
     (work / "half").write_text("half")
     print("writing", flush=True)
