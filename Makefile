@@ -45,7 +45,7 @@ $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*
 
 test: test-unit test-integration ## Run both tiers of tests, without the slow ones.
 
-test-unit: $(READY) ## Run the unit tests: under a minute.
+test-unit: $(READY) ## Run the unit tests: one to two minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit
 
 test-integration: $(READY) ## Run the integration tests.
