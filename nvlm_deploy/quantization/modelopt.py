@@ -11,6 +11,7 @@ of the whole matrix, b of one chunk.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 # Inputs pass through a matrix in pieces of at most so many rows, which bounds the memory of its outputs. The
 # matrix is quantized anew for every piece, so few pieces are fast.
 _ROWS_PER_PASS = 1024
+# Matrices of so many numbers are not left to the garbage collector's own pace.
+_LARGE = 1 << 24
 # The name of our arithmetic in ModelOpt's quantizers, and what ModelOpt takes for a group of zeros.
 _BACKEND = "nvlm_deploy_int4"
 _ZERO = 2.0**-24
@@ -47,8 +50,7 @@ def awq_scale(weight_NK: Tensor, rows_RK: Tensor, group_size: int, settings: Awq
     """
     algorithm = {"method": "awq_lite", "alpha_step": settings.alpha_step}
     linear = _quantized(weight_NK, rows_RK, _int4_weights(group_size), algorithm)
-    scale: Tensor = linear.input_quantizer.pre_quant_scale
-    return scale.float().reshape(-1)
+    return _take_scale(linear)
 
 
 def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor:
@@ -66,8 +68,7 @@ def smoothquant_scale(weight_NK: Tensor, amax_K: Tensor, alpha: float) -> Tensor
     # The search looks at the inputs' range alone, which one row with every channel's maximum has, too.
     algorithm = {"method": "smoothquant", "alpha": alpha}
     linear = _quantized(weight_NK, amax_K.unsqueeze(0), config, algorithm)
-    scale: Tensor = linear.input_quantizer.pre_quant_scale
-    return scale.float().reshape(-1)
+    return _take_scale(linear)
 
 
 def gptq_weights(
@@ -154,6 +155,17 @@ def _quantized(
         _register_backend()
         mtq.quantize(holder, {"quant_cfg": config, "algorithm": algorithm}, show)
     return holder["linear"]
+
+
+def _take_scale(linear: Any) -> Tensor:
+    """Return the scale that a search has left, float32 [K], and let go of everything else of its linear."""
+    scale: Tensor = linear.input_quantizer.pre_quant_scale
+    scale_K = scale.float().reshape(-1).clone()
+    if linear.weight.numel() >= _LARGE:
+        # What ModelOpt converts refers to itself in a circle, and the collector counts objects, not bytes.
+        linear.weight = None
+        gc.collect()
+    return scale_K
 
 
 def _register_backend() -> None:
