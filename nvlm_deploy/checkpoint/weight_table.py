@@ -15,6 +15,7 @@ import torch
 
 from nvlm_deploy.checkpoint.operations import Operation, Reshape, Slice, Split
 from nvlm_deploy.checkpoint.rules import Rule, RuleTable, Shape
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig, NvlmConfig, VisionConfig
 
 # Recomputed from the config; older llama-style checkpoints carry it.
@@ -52,7 +53,7 @@ def released_tensors(config: NvlmConfig) -> tuple[ReleasedTensor, ...]:
         *(row.at(layer) for layer in range(vision.num_layers) for row in _vision_layer(vision)),
         *_projector(config),
         *_language_ends(language),
-        *(row.at(layer) for layer in range(language.num_layers) for row in _language_layer(language)),
+        *(row.at(layer) for layer in range(language.num_layers) for row in _layer_rows(config, layer)),
     )
 
 
@@ -131,13 +132,16 @@ def _vision_attention(vision: VisionConfig) -> list[ReleasedTensor]:
 
 
 def _projector(config: NvlmConfig) -> list[ReleasedTensor]:
-    source, hidden = config.projector_input_size, config.projector_hidden_size
-    return [
+    source, width = config.projector_input_size, config.language.hidden_size
+    hidden = width if config.projector_layers == 1 else config.projector_hidden_size
+    rows = [
         ReleasedTensor("mlp1.0.weight", (source,), ("projector.norm.weight",)),
         ReleasedTensor("mlp1.0.bias", (source,), ("projector.norm.bias",)),
         ReleasedTensor("mlp1.1.weight", (hidden, source), ("projector.fc1.weight",)),
-        ReleasedTensor("mlp1.3.weight", (config.language.hidden_size, hidden), ("projector.fc2.weight",)),
     ]
+    if config.projector_layers == 2:
+        rows.append(ReleasedTensor("mlp1.3.weight", (width, hidden), ("projector.fc2.weight",)))
+    return rows
 
 
 def _language_ends(language: LanguageConfig) -> list[ReleasedTensor]:
@@ -174,3 +178,38 @@ def _language_layer(language: LanguageConfig) -> list[ReleasedTensor]:
         row("mlp.up_proj.weight", (inner, width), "mlp.up_proj.weight"),
         row("mlp.down_proj.weight", (width, inner), "mlp.down_proj.weight"),
     ]
+
+
+def _layer_rows(config: NvlmConfig, layer: int) -> list[ReleasedTensor]:
+    rows = _language_layer(config.language)
+    if config.cross_attention is not None and layer in config.cross_attention.layers:
+        rows += _cross_attention(config.cross_attention, config.language)
+    return rows
+
+
+def _cross_attention(cross: CrossAttentionConfig, language: LanguageConfig) -> list[ReleasedTensor]:
+    """Names are ours, in the style of the rest: no NVLM-X or NVLM-H was released."""
+    width, inner = language.hidden_size, language.intermediate_size
+
+    def row(disk: str, shape: Shape, target: str) -> ReleasedTensor:
+        return ReleasedTensor(_LANGUAGE_LAYER + disk, shape, ("language.layers.{n}.cross." + target,))
+
+    rows = [row("cross_attn_layernorm.weight", (width,), "norm.weight")]
+    if cross.kv_norm:
+        rows.append(row("cross_attn_kv_layernorm.weight", (width,), "kv_norm.weight"))
+    for part, size in (("q_proj", cross.q_size), ("k_proj", cross.kv_size), ("v_proj", cross.kv_size)):
+        rows.append(row(f"cross_attn.{part}.weight", (size, width), f"attention.{part}.weight"))
+        if cross.qkv_bias:
+            rows.append(row(f"cross_attn.{part}.bias", (size,), f"attention.{part}.bias"))
+    rows.append(row("cross_attn.o_proj.weight", (width, cross.q_size), "attention.o_proj.weight"))
+    rows.append(row("cross_attn_gate", (1,), "gate"))
+    if cross.gated_mlp:
+        rows.append(row("cross_attn_mlp_layernorm.weight", (width,), "mlp_norm.weight"))
+        for part, shape in (
+            ("gate_proj", (inner, width)),
+            ("up_proj", (inner, width)),
+            ("down_proj", (width, inner)),
+        ):
+            rows.append(row(f"cross_attn_mlp.{part}.weight", shape, f"mlp.{part}.weight"))
+        rows.append(row("cross_attn_mlp_gate", (1,), "mlp_gate"))
+    return rows

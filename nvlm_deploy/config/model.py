@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig, read_cross_attention
+from nvlm_deploy.config.fields import ConfigFields
 from nvlm_deploy.errors import NvlmError
 
-Variant = Literal["D"]
+Variant = Literal["D", "X", "H"]
 
 # The released modelling code hard-codes seven zero heads behind the real ones, so that 25 heads
 # become 32 and tensor parallelism divides them. They are in the file and not in the config.
@@ -27,7 +29,12 @@ _THUMBNAIL_TAGS = {
     "Qwen2ForCausalLM": "<tile_global_thumbnail>",
     "LlamaForCausalLM": "<tile_global>",
 }
-_VARIANT_OF_ARCHITECTURE: dict[str, Variant] = {"NVLM_D": "D", "NVLM_D_Model": "D"}
+_VARIANT_OF_ARCHITECTURE: dict[str, Variant] = {
+    "NVLM_D": "D",
+    "NVLM_D_Model": "D",
+    "NVLM_X": "X",
+    "NVLM_H": "H",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class NvlmConfig:
     min_tiles: int
     use_thumbnail: bool
     thumbnail_tag: str
+    cross_attention: CrossAttentionConfig | None = None
+    """How the decoder attends to tiles; None for NVLM-D."""
 
     # The released code uses torch's default here, not the decoder's 1e-6.
     projector_norm_eps: float = 1e-5
@@ -123,6 +132,11 @@ class NvlmConfig:
     def projector_hidden_size(self) -> int:
         """The projector is as wide as the decoder's MLP (29,568 in the 72B), unlike InternVL's."""
         return self.language.intermediate_size
+
+    @property
+    def projector_layers(self) -> int:
+        """Two linears with a GELU between them; NVLM-X has one (paper 4.3)."""
+        return 1 if self.variant == "X" else 2
 
     @classmethod
     def from_directory(cls, directory: Path) -> NvlmConfig:
@@ -153,7 +167,7 @@ class NvlmConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> NvlmConfig:
         """Read the released `config.json` structure; `source` is named in errors."""
-        top = _Fields(raw, source, "")
+        top = ConfigFields(raw, source, "")
         variant = _VARIANT_OF_ARCHITECTURE[top.first_architecture(_VARIANT_OF_ARCHITECTURE)]
         top.expect("downsample_ratio", 0.5)
         top.expect("ps_version", "v2")
@@ -163,6 +177,11 @@ class NvlmConfig:
         top.expect("use_thumbnail", True)
         vision = _read_vision(top.section("vision_config"))
         language = _read_language(top.section("llm_config"))
+        cross_attention = None
+        if variant != "D":
+            cross_attention = read_cross_attention(top.section("cross_attention_config"), language)
+        elif "cross_attention_config" in raw:
+            top.fail("cross_attention_config", "given", "none in an NVLM-D; NVLM_X or NVLM_H have one")
         tile_size = top.integer("force_image_size")
         if tile_size != vision.image_size:
             top.fail("force_image_size", tile_size, f"vision_config.image_size = {vision.image_size}")
@@ -174,57 +193,11 @@ class NvlmConfig:
             min_tiles=top.integer("min_dynamic_patch"),
             use_thumbnail=True,
             thumbnail_tag=_THUMBNAIL_TAGS[language.architecture],
+            cross_attention=cross_attention,
         )
 
 
-class _Fields:
-    """One JSON object of the config, read field by field with errors that name the field."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str, prefix: str) -> None:
-        self.raw, self.source, self.prefix = raw, source, prefix
-
-    def fail(self, key: str, value: object, supported: str) -> None:
-        raise NvlmError(
-            f"{self.source}: {self.prefix}{key} is {value!r}; supported: {supported}",
-            hint="nvlm-deploy reads NVLM checkpoints in the layout of nvidia/NVLM-D-72B",
-        )
-
-    def get(self, key: str) -> Any:
-        if key not in self.raw:
-            raise NvlmError(f"{self.source}: the field {self.prefix}{key} is missing")
-        return self.raw[key]
-
-    def expect(self, key: str, *supported: object) -> None:
-        value = self.get(key)
-        if value not in supported:
-            self.fail(key, value, " or ".join(repr(s) for s in supported))
-
-    def integer(self, key: str, minimum: int = 1) -> int:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            self.fail(key, value, f"an integer of at least {minimum}")
-        return int(value)
-
-    def number(self, key: str) -> float:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            self.fail(key, value, "a positive number")
-        return float(value)
-
-    def section(self, key: str) -> _Fields:
-        value = self.get(key)
-        if not isinstance(value, dict):
-            self.fail(key, value, "a JSON object")
-        return _Fields(value, self.source, f"{self.prefix}{key}.")
-
-    def first_architecture(self, supported: Mapping[str, object]) -> str:
-        value = self.get("architectures")
-        if not isinstance(value, list) or not value or value[0] not in supported:
-            self.fail("architectures", value, " or ".join(f"[{s!r}]" for s in supported))
-        return str(value[0])
-
-
-def _read_vision(fields: _Fields) -> VisionConfig:
+def _read_vision(fields: ConfigFields) -> VisionConfig:
     fields.expect("model_type", "intern_vit_6b")
     fields.expect("hidden_act", "gelu")
     fields.expect("norm_type", "rms_norm")
@@ -248,7 +221,7 @@ def _read_vision(fields: _Fields) -> VisionConfig:
     return config
 
 
-def _read_language(fields: _Fields) -> LanguageConfig:
+def _read_language(fields: ConfigFields) -> LanguageConfig:
     # `model_type` says llama for a Qwen2 decoder, so `architectures` decides.
     architecture = fields.first_architecture(_THUMBNAIL_TAGS)
     fields.expect("hidden_act", "silu")
@@ -280,14 +253,14 @@ def _read_language(fields: _Fields) -> LanguageConfig:
     )
 
 
-def _qkv_bias(fields: _Fields, architecture: str) -> bool:
+def _qkv_bias(fields: ConfigFields, architecture: str) -> bool:
     """Qwen2 has biases on q, k and v and none on o; llama-style decoders here have none at all."""
     expected = architecture == "Qwen2ForCausalLM"
     fields.expect("attention_bias", expected)
     return expected
 
 
-def _check_rope_scaling(fields: _Fields) -> None:
+def _check_rope_scaling(fields: ConfigFields) -> None:
     """Accept no scaling, or the dynamic one, which acts only beyond `max_position_embeddings`.
 
     The model was trained without scaling, and engines never exceed that length, so plain rotary

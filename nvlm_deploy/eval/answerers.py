@@ -8,7 +8,7 @@ import torch
 
 from nvlm_deploy.config.manifest import MANIFEST_NAME
 from nvlm_deploy.eval.exact_match import MAX_ANSWER_TOKENS, AnswerFunction
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import CrossTiles, Nvlm, load_model
 from nvlm_deploy.preprocess import PromptBuilder, Tokenizer, normalize_tiles, tile_image
 from nvlm_deploy.runtime import Engine
 from nvlm_deploy.synthetic.documents import Sample
@@ -32,7 +32,7 @@ def engine_answerer(engine: Engine) -> AnswerFunction:
     return answer
 
 
-def model_answerer(model: NvlmD, tokenizer: Tokenizer) -> AnswerFunction:
+def model_answerer(model: Nvlm, tokenizer: Tokenizer) -> AnswerFunction:
     """Answers of the reference model, greedy."""
     builder = PromptBuilder(tokenizer, model.config)
 
@@ -43,7 +43,9 @@ def model_answerer(model: NvlmD, tokenizer: Tokenizer) -> AnswerFunction:
         mask = torch.zeros_like(ids, dtype=torch.bool)
         mask[0, torch.from_numpy(prompt.visual_positions)] = True
         pixels = torch.from_numpy(normalize_tiles(image.tiles))
-        output = model.generate(ids, pixels, mask, MAX_ANSWER_TOKENS, stop_ids=(tokenizer.eos_id,))
+        output = model.generate(
+            ids, pixels, mask, MAX_ANSWER_TOKENS, (tokenizer.eos_id,), CrossTiles.of([prompt])
+        )
         return tokenizer.decode(output)
 
     return answer

@@ -15,7 +15,7 @@ import torch
 from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sample import CalibrationSample, build_sample
-from nvlm_deploy.models import NvlmD
+from nvlm_deploy.models import Nvlm
 from nvlm_deploy.preprocess import PromptBuilder, normalize_tiles
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions
 from nvlm_deploy.synthetic.documents import Document, Exchange
@@ -35,7 +35,7 @@ def text_prompt(page: Document, exchange: Exchange, builder: PromptBuilder) -> C
     return _sample(page.kind, f"{page.transcript}\n{exchange.question}", exchange.answer, builder, [])
 
 
-def model_logits(model: NvlmD) -> LogitsFunction:
+def model_logits(model: Nvlm) -> LogitsFunction:
     """Logits of the reference model."""
 
     def logits(sample: CalibrationSample) -> npt.NDArray[np.float32]:

@@ -12,20 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.models.cross_attention import GatedCrossAttention, TileMemory
+from nvlm_deploy.models.mlp import GatedMlp
 from nvlm_deploy.models.norm import RMSNorm
+
+SeenTiles = tuple[TileMemory, Tensor]
+"""Tiles, and the mask bool [B, T, L] of what each position sees of them."""
 
 
 @dataclass(slots=True)
 class KvCache:
-    """Keys and values of every layer so far: lists of [B, G, L, K]."""
+    """Keys and values of every layer so far, lists of [B, G, L, K], and the tiles that layers attend to."""
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    tiles: TileMemory | None = None
 
     @property
     def length(self) -> int:
         return self.keys[0].shape[2] if self.keys else 0
+
+    def all_tiles(self, ids_BT: Tensor) -> Tensor:
+        """[B, T, 2], for text behind all images: every tile of its row is visible."""
+        assert self.tiles is not None, "asked only where there are tiles"
+        end_B = self.tiles.tiles_BL.amax(dim=1) + 1
+        ends_BT = end_B.unsqueeze(1).expand(ids_BT.shape)
+        return torch.stack([torch.zeros_like(ends_BT), ends_BT], dim=-1)
 
     def extend(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's new keys and values and return all of that layer's."""
@@ -90,54 +104,77 @@ class SelfAttention(nn.Module):
         return x_BTC.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class GatedMlp(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: LanguageConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-
-
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP with residuals."""
+    """Pre-norm attention and MLP with residuals; in some layers of NVLM-X and NVLM-H cross-attention, too.
 
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    Text without images skips cross-attention, so it gets the very numbers of the bare language model.
+    """
+
+    def __init__(
+        self, config: LanguageConfig, layer: int, cross_attention: CrossAttentionConfig | None = None
+    ) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = SelfAttention(config, layer)
         self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = GatedMlp(config)
+        self.cross: GatedCrossAttention | None = None
+        self.cross_first = False
+        if cross_attention is not None and layer in cross_attention.layers:
+            self.cross = GatedCrossAttention(cross_attention, config, layer)
+            self.cross_first = cross_attention.placement == "before_layer"
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KvCache | None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KvCache | None,
+        seen: SeenTiles | None = None,
+    ) -> Tensor:
+        if seen is not None and self.cross is not None and self.cross_first:
+            x_BTD = self.cross(x_BTD, *seen)
         x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache)
+        if seen is not None and self.cross is not None and not self.cross_first:
+            x_BTD = self.cross(x_BTD, *seen)
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD))
 
 
 class LanguageDecoder(nn.Module):
     """Embeddings to logits; `lm_head` shares the embedding when the checkpoint ties them."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, cross_attention: CrossAttentionConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i, cross_attention) for i in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, embeds_BTD: Tensor, cache: KvCache | None = None) -> Tensor:
-        """Return the normalized hidden states [B, T, D]; rows are right-padded, so causality hides pads."""
+    def forward(
+        self,
+        embeds_BTD: Tensor,
+        cache: KvCache | None = None,
+        memory: TileMemory | None = None,
+        visible_BT2: Tensor | None = None,
+    ) -> Tensor:
+        """Return the normalized hidden states [B, T, D]; rows are right-padded, so causality hides pads.
+
+        Args:
+            memory, visible_BT2: what cross-attention layers attend to, and which tiles each position
+                sees (see `TileMemory`); None for text without images, and in NVLM-D.
+        """
         start = cache.length if cache is not None else 0
         positions_T = torch.arange(start, start + embeds_BTD.shape[1], device=embeds_BTD.device)
         rotary = rotary_tables(self.config, positions_T)
+        seen = None
+        if memory is not None and visible_BT2 is not None:
+            seen = (memory, memory.mask(visible_BT2))
         x_BTD = embeds_BTD
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotary, cache)
+            x_BTD = layer(x_BTD, rotary, cache, seen)
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

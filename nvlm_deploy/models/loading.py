@@ -8,17 +8,27 @@ import torch
 
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
-from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.model import NvlmConfig, Variant
+from nvlm_deploy.models.nvlm import Nvlm
 from nvlm_deploy.models.nvlm_d import NvlmD
+from nvlm_deploy.models.nvlm_h import NvlmH
+from nvlm_deploy.models.nvlm_x import NvlmX
+
+VARIANTS: dict[Variant, type[Nvlm]] = {"D": NvlmD, "X": NvlmX, "H": NvlmH}
 
 
-def meta_model(config: NvlmConfig) -> NvlmD:
+def new_model(config: NvlmConfig) -> Nvlm:
+    """A model of the config's variant with torch's default weights."""
+    return VARIANTS[config.variant](config)
+
+
+def meta_model(config: NvlmConfig) -> Nvlm:
     """Instantiate without memory: the full 72B takes milliseconds and no weights."""
     with torch.device("meta"):
-        return NvlmD(config)
+        return new_model(config)
 
 
-def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> NvlmD:
+def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Nvlm:
     """Load a checkpoint in the released layout, one tensor at a time, in evaluation mode.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pixel shuffle and the two-layer MLP that carry tiles into the decoder's width (HF modeling_nvlm_d.py)."""
+"""Pixel shuffle and the MLP that carry tiles into the decoder's width (HF modeling_nvlm_d.py; paper 4.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pixel_shuffle(patches_TPC: Tensor) -> Tensor:
 
 
 class Projector(nn.Module):
-    """LayerNorm, linear, exact GELU, linear; no biases on the linears, unlike InternVL's."""
+    """LayerNorm, linear, exact GELU, linear (D, H); no biases on the linears, unlike InternVL's."""
 
     def __init__(self, config: NvlmConfig) -> None:
         super().__init__()
@@ -36,3 +36,21 @@ class Projector(nn.Module):
     def forward(self, patches_TPC: Tensor) -> Tensor:
         """[tiles, patches, C] -> visual tokens [tiles, patches / 4, decoder hidden size]."""
         return self.fc2(F.gelu(self.fc1(self.norm(pixel_shuffle(patches_TPC)))))
+
+
+class LinearProjector(nn.Module):
+    """LayerNorm and one linear: the paper's one-layer MLP of NVLM-X (4.3), normalized as the other is."""
+
+    def __init__(self, config: NvlmConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.projector_input_size, eps=config.projector_norm_eps)
+        self.fc1 = nn.Linear(config.projector_input_size, config.language.hidden_size, bias=False)
+
+    def forward(self, patches_TPC: Tensor) -> Tensor:
+        """[tiles, patches, C] -> visual tokens [tiles, patches / 4, decoder hidden size]."""
+        return self.fc1(self.norm(pixel_shuffle(patches_TPC)))
+
+
+def make_projector(config: NvlmConfig) -> Projector | LinearProjector:
+    """The projector of a model's variant."""
+    return LinearProjector(config) if config.projector_layers == 1 else Projector(config)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nvlm_deploy.models.decoder import DecoderLayer
 from nvlm_deploy.models.loading import meta_model
-from nvlm_deploy.models.nvlm_d import NvlmD
+from nvlm_deploy.models.nvlm import Nvlm
 from nvlm_deploy.quantization.checkpoint import QuantizedReader, QuantizedWeights
 from nvlm_deploy.quantization.formats import fake_quantize_fp8, fake_quantize_int8, fake_quantize_nvfp4
 
@@ -60,7 +60,7 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def load_quantized_model(directory: Path) -> NvlmD:
+def load_quantized_model(directory: Path) -> Nvlm:
     """Load a quantized checkpoint in evaluation mode, FP32.
 
     Activations that are quantized on the fly by an engine's kernels (`int8`) stay FP32 here.
@@ -84,7 +84,7 @@ def input_quantizer(activations: str, input_scale: Tensor | None) -> Callable[[T
     return None if quantize is None or input_scale is None else partial(quantize, input_scale=input_scale)
 
 
-def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
+def _replace_linear(model: Nvlm, weights: QuantizedWeights, name: str) -> None:
     parent, _, leaf = name.rpartition(".")
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -96,7 +96,7 @@ def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
     setattr(model.get_submodule(parent), leaf, quantized)
 
 
-def _quantize_kv_cache(model: NvlmD, weights: QuantizedWeights) -> None:
+def _quantize_kv_cache(model: Nvlm, weights: QuantizedWeights) -> None:
     for number, layer in enumerate(model.language.layers):
         scales = weights.kv_scale(number)
         if scales is not None:

@@ -8,13 +8,13 @@ they are counted while the prompt is built; ids are never searched for placehold
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.model import NvlmConfig, Variant
 from nvlm_deploy.errors import NvlmError, UsageError, did_you_mean
 from nvlm_deploy.preprocess.messages import ImagePlace, Message, Turn, parse_messages
 from nvlm_deploy.preprocess.tokenizer import IMAGE_TOKEN, TURN_END, TURN_START, Tokenizer
@@ -26,6 +26,26 @@ IMAGE_MARKER = "<image>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CrossPrompt:
+    """Where the tiles of a prompt for NVLM-X or NVLM-H go, and what its text sees of them.
+
+    Attributes:
+        tiles: int64 [C], places among the request's tiles of those that cross-attention attends to: all in
+            NVLM-X, all but the thumbnails (or only tiles) of images in NVLM-H.
+        sequence_tiles: int64, the other tiles, whose visual tokens stand in the sequence.
+        tags: for each of the C tiles the ids, int64, of the tag whose embeddings stand before its visual
+            tokens among keys and values; empty in NVLM-X, whose tags are text.
+        visible: int64 [S, 2]; token s attends to tiles [first, end) of these C. Text sees all of the
+            images before it, a tag of NVLM-X its own tile, and text before the first image nothing.
+    """
+
+    tiles: npt.NDArray[np.int64]
+    sequence_tiles: npt.NDArray[np.int64]
+    tags: tuple[npt.NDArray[np.int64], ...]
+    visible: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """One prompt, ready for the decoder.
 
@@ -34,11 +54,13 @@ class Prompt:
         visual_positions: int64 [V], ascending: where `input_ids` holds an image placeholder. The
             visual tokens of all tiles of all images, in order, go there.
         text: the expanded prompt, to be read by people.
+        cross: where tiles go besides the sequence; None for NVLM-D.
     """
 
     input_ids: npt.NDArray[np.int64]
     visual_positions: npt.NDArray[np.int64]
     text: str
+    cross: CrossPrompt | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -86,7 +108,7 @@ class PromptBuilder:
         """
         if any(tiles < 1 for tiles in tiles_per_image):
             raise UsageError(f"every image has at least one tile, not {list(tiles_per_image)}")
-        assembly = _Assembly(self.tokenizer, self.config, self.mode)
+        assembly = _ASSEMBLIES[self.config.variant](self.tokenizer, self.config, self.mode)
         if isinstance(prompt, str):
             self._add_plain(assembly, prompt, tiles_per_image)
         else:
@@ -161,11 +183,15 @@ class _Assembly:
         for tag in [f"<tile_{k}>" for k in range(1, tiles)] + [self._thumbnail_tag]:
             self.add_text(tag)
             self._encode_pending()
-            start = len(self._ids)
-            self._visual_positions.extend(range(start, start + self._tokens_per_tile))
-            self._ids.extend([self._tokenizer.image_token_id] * self._tokens_per_tile)
-            self._texts.append(IMAGE_TOKEN * self._tokens_per_tile)
+            self._add_placeholders()
         self.add_text("</Image>")
+
+    def _add_placeholders(self) -> None:
+        """Hold the places of one tile's visual tokens."""
+        start = len(self._ids)
+        self._visual_positions.extend(range(start, start + self._tokens_per_tile))
+        self._ids.extend([self._tokenizer.image_token_id] * self._tokens_per_tile)
+        self._texts.append(IMAGE_TOKEN * self._tokens_per_tile)
 
     def finish(self) -> Prompt:
         self._encode_pending()
@@ -185,6 +211,72 @@ class _Assembly:
         self._pending.clear()
         self._ids.extend(self._tokenizer.encode_text(text))
         self._texts.append(text)
+
+
+class _CrossAssembly(_Assembly):
+    """Keeps account of which tiles go to cross-attention and which of them each token sees."""
+
+    def __init__(self, tokenizer: Tokenizer, config: NvlmConfig, mode: TokenizationMode) -> None:
+        super().__init__(tokenizer, config, mode)
+        self._tiles: list[int] = []
+        self._sequence_tiles: list[int] = []
+        self._tags: list[npt.NDArray[np.int64]] = []
+        self._visible: list[tuple[int, int]] = []
+        self._sees = (0, 0)
+
+    def finish(self) -> Prompt:
+        self._look_at(*self._sees)
+        cross = CrossPrompt(
+            tiles=np.array(self._tiles, dtype=np.int64),
+            sequence_tiles=np.array(self._sequence_tiles, dtype=np.int64),
+            tags=tuple(self._tags),
+            visible=np.array(self._visible, dtype=np.int64).reshape(-1, 2),
+        )
+        return replace(super().finish(), cross=cross)
+
+    def _look_at(self, first: int, end: int) -> None:
+        """What is added from now on sees the tiles [first, end) of those in cross-attention."""
+        self._encode_pending()
+        self._visible += [self._sees] * (len(self._ids) - len(self._visible))
+        self._sees = (first, end)
+
+    @property
+    def _num_tiles(self) -> int:
+        return len(self._tiles) + len(self._sequence_tiles)
+
+
+class _TextAssembly(_CrossAssembly):
+    """NVLM-X: tags are text, each tokenized apart, so that its tokens are its own and see its own tile."""
+
+    def add_image(self, tiles: int) -> None:
+        self.add_text("<Image>")
+        for tag in [f"<tile_{k}>" for k in range(1, tiles)] + [self._thumbnail_tag]:
+            self._tiles.append(self._num_tiles)
+            self._look_at(len(self._tiles) - 1, len(self._tiles))
+            self.add_text(tag)
+        self._look_at(0, len(self._tiles))
+        self.add_text("</Image>")
+
+
+class _HybridAssembly(_CrossAssembly):
+    """NVLM-H: thumbnail and its tag in the sequence; tags of regular tiles beside those, among the keys."""
+
+    def add_image(self, tiles: int) -> None:
+        self.add_text("<Image>")
+        if self._megatron:
+            self._encode_pending()
+        for k in range(1, tiles):
+            self._tiles.append(self._num_tiles)
+            self._tags.append(np.array(self._tokenizer.encode_text(f"<tile_{k}>"), dtype=np.int64))
+        self._sequence_tiles.append(self._num_tiles)
+        self.add_text(self._thumbnail_tag)
+        self._encode_pending()
+        self._add_placeholders()
+        self._look_at(0, len(self._tiles))
+        self.add_text("</Image>")
+
+
+_ASSEMBLIES: dict[Variant, type[_Assembly]] = {"D": _Assembly, "X": _TextAssembly, "H": _HybridAssembly}
 
 
 def _add_system(assembly: _Assembly, text: str) -> None:

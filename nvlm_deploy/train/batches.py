@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.models.cross_tiles import CrossTiles
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tiles import TiledImage, normalize_tiles, tile_image
 from nvlm_deploy.synthetic.documents import Document, Exchange, document
@@ -27,7 +28,7 @@ class Batch:
     """B conversations about documents of N tiles in all; pages without questions have none.
 
     `pixels` float32 [N, 3, S, S]; `glyphs` int64 [N, tokens per tile, slots]; `input_ids` and `labels`
-    int64 [B, T]; `visual_mask` bool [B, T].
+    int64 [B, T]; `visual_mask` bool [B, T]; `tiles` is for cross-attention, None for NVLM-D.
     """
 
     pixels: Tensor
@@ -35,6 +36,7 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     visual_mask: Tensor
+    tiles: CrossTiles | None
 
 
 class DocumentBatches(IterableDataset[Batch]):
@@ -103,6 +105,7 @@ def collate(
         input_ids=input_ids,
         labels=labels,
         visual_mask=visual_mask,
+        tiles=CrossTiles.of([c.prompt for c in conversations], input_ids.shape[1]) if conversations else None,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_deploy.preprocess import ContentPart, Message, PromptBuilder
+from nvlm_deploy.preprocess import ContentPart, Message, Prompt, PromptBuilder
 from nvlm_deploy.synthetic.documents import Exchange
 
 IGNORED_LABEL = -100
@@ -19,12 +19,17 @@ class TokenizedConversation:
     """A training sequence of S tokens.
 
     `input_ids` int64 [S]; `labels` int64 [S], the token itself where the loss counts (assistant's words and
-    the end of the turn) and -100 elsewhere; `visual_positions` int64 [V].
+    the end of the turn) and -100 elsewhere; `prompt` is all before the last answer.
     """
+
+    prompt: Prompt
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    visual_positions: npt.NDArray[np.int64]
+
+    @property
+    def visual_positions(self) -> npt.NDArray[np.int64]:
+        return self.prompt.visual_positions
 
 
 def tokenize_conversation(
@@ -47,7 +52,7 @@ def tokenize_conversation(
     labels = np.full_like(input_ids, IGNORED_LABEL)
     for begin, end in spans:
         labels[begin:end] = input_ids[begin:end]
-    return TokenizedConversation(input_ids, labels, prompt.visual_positions)
+    return TokenizedConversation(prompt, input_ids, labels)
 
 
 def _user_content(question: str, first: bool) -> list[ContentPart]:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvlm_deploy.models.nvlm_d import NvlmD
+from nvlm_deploy.models.nvlm import Nvlm
 from nvlm_deploy.train.batches import Batch
 from nvlm_deploy.train.conversation import IGNORED_LABEL
 from nvlm_deploy.train.glyphs import GlyphHead
 
-Objective = Callable[[NvlmD, GlyphHead, Batch], tuple[Tensor, dict[str, float]]]
+Objective = Callable[[Nvlm, GlyphHead, Batch], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class StageSettings:
     grad_clip: float = 1.0
 
 
-def glyph_objective(model: NvlmD, head: GlyphHead, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def glyph_objective(model: Nvlm, head: GlyphHead, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Read the characters in every cell; the decoder does not run."""
     loss, read = head(model.encode_tiles(batch.pixels), batch.glyphs)
     return loss, {"glyph_loss": loss.item(), "glyphs_read": read.item()}
@@ -47,9 +47,9 @@ def glyph_objective(model: NvlmD, head: GlyphHead, batch: Batch) -> tuple[Tensor
 def answer_objective(glyph_weight: float) -> Objective:
     """Mean cross-entropy over the assistant's tokens, with the glyph loss beside it."""
 
-    def objective(model: NvlmD, head: GlyphHead, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def objective(model: Nvlm, head: GlyphHead, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         visual = model.encode_tiles(batch.pixels)
-        hidden = model.language(model.embed(batch.input_ids, visual, batch.visual_mask))
+        hidden = model.hidden_states(batch.input_ids, visual, batch.visual_mask, tiles=batch.tiles)
         counted = batch.labels[:, 1:] != IGNORED_LABEL
         # Only the positions whose next token counts go through lm_head.
         logits = model.language.logits(hidden[:, :-1][counted])
@@ -72,7 +72,7 @@ class StageProgress:
 
 
 def run_stage(
-    model: NvlmD,
+    model: Nvlm,
     head: GlyphHead,
     batches: Iterator[Batch],
     settings: StageSettings,

@@ -14,7 +14,7 @@ from nvlm_deploy.cli.main import run
 from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.eval.agreement import Agreement, agreement
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.models.quantized import load_quantized_model
 from nvlm_deploy.pipeline.sensitivity import (
     SensitivityPlan,
@@ -137,7 +137,7 @@ def _bits(plan: SensitivityPlan, recipe: Recipe) -> float:
     return 8 * stored / sum(unit.weights for unit in units)
 
 
-def _agreement(reference: NvlmD, candidate: NvlmD, samples: Sequence[CalibrationSample]) -> Agreement:
+def _agreement(reference: Nvlm, candidate: Nvlm, samples: Sequence[CalibrationSample]) -> Agreement:
     total = Agreement()
     for sample in samples:
         ids_1S = torch.from_numpy(sample.input_ids)[None]

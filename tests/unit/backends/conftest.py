@@ -11,7 +11,7 @@ import pytest
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.quantization import QuantizationPlan, resolve
 from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config
@@ -48,7 +48,7 @@ def weights(tiny_checkpoint: Path) -> ModelWeights:
 
 
 @pytest.fixture(scope="session")
-def model(tiny_checkpoint: Path) -> NvlmD:
+def model(tiny_checkpoint: Path) -> Nvlm:
     return load_model(tiny_checkpoint)
 
 

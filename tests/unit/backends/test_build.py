@@ -13,7 +13,7 @@ from nvlm_deploy.backends import SessionOptions, open_vision_session
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine, check
 from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.errors import NvlmError, UnsuitableError
-from nvlm_deploy.models import NvlmD
+from nvlm_deploy.models import Nvlm
 
 from .conftest import CONTEXT, Build, plan_for
 
@@ -90,7 +90,7 @@ def test_what_cannot_run_is_refused_before_any_work(weights: ModelWeights) -> No
         check(config, plan, EngineSettings(513))
 
 
-def test_tiles_become_the_models_visual_tokens(build: Build, model: NvlmD) -> None:
+def test_tiles_become_the_models_visual_tokens(build: Build, model: Nvlm) -> None:
     import torch
 
     from nvlm_deploy.preprocess import normalize_tiles

@@ -14,7 +14,7 @@ import torch
 from nvlm_deploy.backends import DecoderSession, SessionOptions, open_decoder_session
 from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.errors import NvlmError, UsageError
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 
 from .conftest import CONTEXT, Build
 
@@ -45,9 +45,7 @@ def run_alone(session: DecoderSession, ids: Array, **visual: Array) -> Array:
     return logits
 
 
-def reference(
-    model: NvlmD, ids: Array, visual: Array | None = None, places: list[int] | None = None
-) -> Array:
+def reference(model: Nvlm, ids: Array, visual: Array | None = None, places: list[int] | None = None) -> Array:
     mask = np.zeros((1, len(ids)), bool)
     mask[0, places or []] = True
     with torch.inference_mode():
@@ -61,7 +59,7 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def test_logits_are_the_models(session: DecoderSession, model: NvlmD) -> None:
+def test_logits_are_the_models(session: DecoderSession, model: Nvlm) -> None:
     ids = random_ids(session, 20)
     visual = (
         np.random.default_rng(2).standard_normal((3, model.config.language.hidden_size)).astype(np.float32)

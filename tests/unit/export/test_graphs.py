@@ -12,7 +12,7 @@ import torch
 
 from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.export import build_decoder, build_vision, write_model
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.preprocess import normalize_tiles
 from nvlm_deploy.quantization import QuantizationPlan
 
@@ -34,7 +34,7 @@ needs_opset_24 = pytest.mark.skipif(ORT_VERSION < (1, 32), reason="this ONNX Run
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> NvlmD:
+def model(tiny_checkpoint: Path) -> Nvlm:
     return load_model(tiny_checkpoint)
 
 
@@ -44,7 +44,7 @@ def open_session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def decoder_inputs(model: NvlmD, rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
+def decoder_inputs(model: Nvlm, rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
     language = model.config.language
     batch, width = len(lengths), max(lengths)
     shape = (batch, language.num_kv_heads, CAPACITY, language.head_dim)
@@ -84,7 +84,7 @@ def test_graphs_pass_the_checker(
 
 
 def test_the_vision_graph_is_the_model(
-    tmp_path: Path, weights: ModelWeights, make_plan: MakePlan, model: NvlmD
+    tmp_path: Path, weights: ModelWeights, make_plan: MakePlan, model: Nvlm
 ) -> None:
     write_model(build_vision(model.config, weights, make_plan(format="fp32")), tmp_path / "vision.onnx")
     side = model.config.tile_size
@@ -97,7 +97,7 @@ def test_the_vision_graph_is_the_model(
 
 @needs_opset_24
 def test_the_decoder_graph_is_the_model(
-    tmp_path: Path, weights: ModelWeights, make_plan: MakePlan, model: NvlmD
+    tmp_path: Path, weights: ModelWeights, make_plan: MakePlan, model: Nvlm
 ) -> None:
     """Rows of unequal length, visual tokens in one of them, then one more token for each row."""
     rng, lengths = np.random.default_rng(1), [5, 9, 3]

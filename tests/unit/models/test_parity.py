@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from nvlm_deploy.config.model import NvlmConfig
-from nvlm_deploy.models import KvCache, NvlmD, load_model, meta_model, pixel_shuffle
+from nvlm_deploy.models import KvCache, Nvlm, load_model, meta_model, pixel_shuffle
 from nvlm_deploy.preprocess import PromptBuilder, Tokenizer, load_image, normalize_tiles, tile_image
 from nvlm_deploy.synthetic.shapes import SHAPES, released_style_config
 
@@ -21,12 +21,12 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def golden_model(golden_dir: Path) -> NvlmD:
+def golden_model(golden_dir: Path) -> Nvlm:
     return load_model(golden_dir)
 
 
 @pytest.mark.parametrize("index", range(10))
-def test_golden_images(golden_dir: Path, golden_model: NvlmD, index: int) -> None:
+def test_golden_images(golden_dir: Path, golden_model: Nvlm, index: int) -> None:
     sample = json.loads((golden_dir / "expected.json").read_text())["samples"][index]
     expected = np.load(golden_dir / f"expected_{index:02d}.npz")
     tokenizer = Tokenizer.from_directory(golden_dir)

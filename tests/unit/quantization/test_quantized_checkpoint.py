@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nvlm_deploy.calibration import CalibrationSample, CalibrationSamples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.eval.agreement import agreement
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.models.decoder import DecoderLayer
 from nvlm_deploy.models.quantized import QuantizedLinear, load_quantized_model
 from nvlm_deploy.preprocess import normalize_tiles
@@ -38,7 +38,7 @@ def bits(recipe: str) -> int:
     return 4 if "4" in recipe else 8
 
 
-def logits(model: NvlmD, sample: CalibrationSample) -> Tensor:
+def logits(model: Nvlm, sample: CalibrationSample) -> Tensor:
     ids = torch.from_numpy(sample.input_ids).unsqueeze(0)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     mask[0, torch.from_numpy(sample.visual_positions)] = True
@@ -62,7 +62,7 @@ class PlainLinear(nn.Module):
         return (y if self.bias_N is None else y + self.bias_N.double()).float()
 
 
-def plain_model(directory: Path) -> NvlmD:
+def plain_model(directory: Path) -> Nvlm:
     """The model of a quantized checkpoint whose quantized parts are those of the plain reader."""
     stored = Stored(directory)
     model = load_quantized_model(directory)
@@ -90,13 +90,13 @@ def through_fp8(scale: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> NvlmD:
+def reference(checkpoint: Path) -> Nvlm:
     return load_model(checkpoint)
 
 
 @pytest.mark.parametrize("recipe", [*CALIBRATED, *VISION])
 def test_the_model_computes_with_the_numbers_on_disk(
-    quantized: Quantized, samples: CalibrationSamples, reference: NvlmD, recipe: str
+    quantized: Quantized, samples: CalibrationSamples, reference: Nvlm, recipe: str
 ) -> None:
     directory = quantized(recipe)
     model, plain = load_quantized_model(directory), plain_model(directory)
@@ -214,7 +214,7 @@ def test_clips_are_kept(quantized: Quantized) -> None:
 
 
 def test_awq_and_gptq_lose_less_than_rounding_to_nearest(
-    quantized: Quantized, samples: CalibrationSamples, reference: NvlmD, checkpoint: Path
+    quantized: Quantized, samples: CalibrationSamples, reference: Nvlm, checkpoint: Path
 ) -> None:
     nearest = load_model(checkpoint)
     for name, parameter in nearest.language.layers.named_parameters():
@@ -222,7 +222,7 @@ def test_awq_and_gptq_lose_less_than_rounding_to_nearest(
             matrix = quantize(parameter.detach().numpy(), bits=4, group_size=32, symmetric=True)
             parameter.data = torch.from_numpy(dequantize(matrix, parameter.shape[1]))
 
-    def kl(model: NvlmD) -> float:
+    def kl(model: Nvlm) -> float:
         pairs = [(logits(reference, s).numpy(), logits(model, s).numpy()) for s in samples]
         return sum(agreement(*pair).kl_sum for pair in pairs)
 

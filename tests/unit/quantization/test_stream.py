@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nvlm_deploy.calibration import CalibrationSample, CalibrationSamples, TokenClass
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.calibration import ClassWeights
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.models.decoder import KvCache
 from nvlm_deploy.preprocess import normalize_tiles
 from nvlm_deploy.quantization.groups import all_groups
@@ -54,11 +54,11 @@ def streamed(
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint: Path) -> NvlmD:
+def whole(checkpoint: Path) -> Nvlm:
     return load_model(checkpoint)
 
 
-def run_whole(model: NvlmD, sample: CalibrationSample) -> Tensor:
+def run_whole(model: Nvlm, sample: CalibrationSample) -> Tensor:
     """The model's own forward pass over one sample: logits [1, S, V]."""
     ids = torch.from_numpy(sample.input_ids).unsqueeze(0)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -81,7 +81,7 @@ def keep_output(seen: list[Tensor], _input: Tensor, output: Tensor) -> None:
 
 
 def test_hidden_states_of_every_layer_and_logits_are_those_of_the_whole_model(
-    streamed: Streamed, whole: NvlmD, samples: CalibrationSamples
+    streamed: Streamed, whole: Nvlm, samples: CalibrationSamples
 ) -> None:
     layers = {f"vision.layers.{i}": layer for i, layer in enumerate(whole.vision.layers)}
     layers |= {f"language.layers.{i}": layer for i, layer in enumerate(whole.language.layers)}
@@ -140,7 +140,7 @@ class TestObserver:
         "language.lm_head",
     )
 
-    def inputs(self, whole: NvlmD, samples: CalibrationSamples, linear: str) -> list[Tensor]:
+    def inputs(self, whole: Nvlm, samples: CalibrationSamples, linear: str) -> list[Tensor]:
         """What a linear of the whole model sees of every sample, [rows, K]."""
         seen: list[Tensor] = []
         for sample in samples:
@@ -166,7 +166,7 @@ class TestObserver:
 
     @pytest.mark.parametrize("linear", GROUPS)
     def test_statistics_by_token_class(
-        self, streamed: Streamed, whole: NvlmD, samples: CalibrationSamples, linear: str
+        self, streamed: Streamed, whole: Nvlm, samples: CalibrationSamples, linear: str
     ) -> None:
         observed = streamed.seen[linear]
         inputs = self.inputs(whole, samples, linear)
@@ -200,7 +200,7 @@ class TestObserver:
 
     @pytest.mark.parametrize("linear", GROUPS)
     def test_kept_rows_are_inputs_of_the_chosen_tokens(
-        self, streamed: Streamed, whole: NvlmD, samples: CalibrationSamples, linear: str
+        self, streamed: Streamed, whole: Nvlm, samples: CalibrationSamples, linear: str
     ) -> None:
         inputs = self.inputs(whole, samples, linear)
         classes = [torch.tensor(self.classes(linear, sample), dtype=torch.int8) for sample in samples]
@@ -217,7 +217,7 @@ class TestObserver:
 
 
 def test_keys_and_values_are_measured_behind_the_rotation(
-    streamed: Streamed, whole: NvlmD, samples: CalibrationSamples
+    streamed: Streamed, whole: Nvlm, samples: CalibrationSamples
 ) -> None:
     keys, values = [0.0, 0.0], [0.0, 0.0]
     for sample in samples:

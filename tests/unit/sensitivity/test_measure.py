@@ -16,7 +16,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.sensitivity import SensitivityReport
 from nvlm_deploy.eval.agreement import Agreement, agreement
-from nvlm_deploy.models import NvlmD, load_model
+from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.pipeline.sensitivity import (
     SensitivityPlan,
     SensitivityRequest,
@@ -30,7 +30,7 @@ from nvlm_deploy.quantization import dequantize, quantize
 from nvlm_deploy.sensitivity.prompts import answer_positions
 
 
-def rounded(model: NvlmD, belongs: Callable[[str], bool]) -> NvlmD:
+def rounded(model: Nvlm, belongs: Callable[[str], bool]) -> Nvlm:
     """The model with INT4 matrices in groups of 32 where `belongs` says so."""
     model = copy.deepcopy(model)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def rounded(model: NvlmD, belongs: Callable[[str], bool]) -> NvlmD:
     return model
 
 
-def answer_logits(model: NvlmD, sample: CalibrationSample) -> np.ndarray:
+def answer_logits(model: Nvlm, sample: CalibrationSample) -> np.ndarray:
     ids_1S = torch.from_numpy(sample.input_ids)[None]
     mask_1S = torch.zeros_like(ids_1S, dtype=torch.bool)
     mask_1S[0, sample.visual_positions] = True
@@ -51,11 +51,11 @@ def answer_logits(model: NvlmD, sample: CalibrationSample) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> NvlmD:
+def model(tiny_checkpoint: Path) -> Nvlm:
     return load_model(tiny_checkpoint)
 
 
-def divergence(plan: SensitivityPlan, model: NvlmD, changed: NvlmD) -> Agreement:
+def divergence(plan: SensitivityPlan, model: Nvlm, changed: Nvlm) -> Agreement:
     total = Agreement()
     for sample in load_prompts(plan).samples:
         total += agreement(answer_logits(model, sample), answer_logits(changed, sample))
@@ -64,7 +64,7 @@ def divergence(plan: SensitivityPlan, model: NvlmD, changed: NvlmD) -> Agreement
 
 @pytest.mark.parametrize("unit", ["vision.layers.1", "projector", "language.layers.0", "language.lm_head"])
 def test_a_units_loss_is_the_divergence_of_the_whole_model(
-    unit: str, plan: SensitivityPlan, report: SensitivityReport, model: NvlmD
+    unit: str, plan: SensitivityPlan, report: SensitivityReport, model: Nvlm
 ) -> None:
     changed = rounded(model, lambda name: name.startswith(f"{unit}."))
     expected = divergence(plan, model, changed)
@@ -76,13 +76,13 @@ def test_a_units_loss_is_the_divergence_of_the_whole_model(
     assert report.prompts.positions == expected.positions
 
 
-def test_a_recipes_divergence_is_that_of_all_units_together(plan: SensitivityPlan, model: NvlmD) -> None:
+def test_a_recipes_divergence_is_that_of_all_units_together(plan: SensitivityPlan, model: Nvlm) -> None:
     expected = divergence(plan, model, rounded(model, lambda name: True))
     found = recipe_agreement(plan, load_yaml_model("recipe", "int4-rtn", Recipe))
     assert found.kl == pytest.approx(expected.kl, rel=1e-3)
 
 
-def test_the_local_measure_is_the_error_of_a_layers_own_output(tiny_checkpoint: Path, model: NvlmD) -> None:
+def test_the_local_measure_is_the_error_of_a_layers_own_output(tiny_checkpoint: Path, model: Nvlm) -> None:
     request = SensitivityRequest(tiny_checkpoint, ("int4-rtn",), count=2, local=True)
     plan = plan_sensitivity(request)
     report = run_sensitivity(plan)
