@@ -18,6 +18,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>
 
 _DEVIATION = 0.02
 _LAYER_SCALE = 0.1
+# A new model's gates are closed; with random weights they are half open, so that tiles are seen.
+_GATE = 0.5
 
 
 def write_random_checkpoint(
@@ -25,8 +27,8 @@ def write_random_checkpoint(
 ) -> None:
     """Write a complete checkpoint with random weights into `directory`, which is made.
 
-    Weights are normal with deviation 0.02, norms are near one, dummy heads are zero. The tokenizer
-    has one token per byte, and the special tokens of the chat template.
+    Weights are normal with deviation 0.02, norms are near one, dummy heads are zero, gates are half open. The
+    tokenizer has one token per byte, and the special tokens of the chat template.
 
     Args:
         config: a `config.json` object, for example of `shapes.released_style_config`.
@@ -59,6 +61,8 @@ def _random_tensor(tensor: ReleasedTensor, config: NvlmConfig, generator: torch.
     values = torch.empty(tensor.shape)
     if tensor.name.endswith((".ls1", ".ls2")):
         return values.fill_(_LAYER_SCALE)
+    if tensor.name.endswith("_gate"):
+        return values.fill_(_GATE)
     values.normal_(0, _DEVIATION, generator=generator)
     if "norm" in tensor.name and tensor.name.endswith(".weight"):
         values += 1

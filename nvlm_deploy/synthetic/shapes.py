@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,22 @@ SHAPES: dict[str, ModelShape] = {
         vocab_size=152064,
     ),
 }
+
+
+def cross_style_config(
+    shape: ModelShape, variant: Literal["X", "H"], layers: Sequence[int], **options: object
+) -> dict[str, Any]:
+    """Return the `config.json` object of an NVLM-X or NVLM-H, in the style of the released NVLM-D.
+
+    Args:
+        layers: decoder layers with cross-attention.
+        options: other fields of `cross_attention_config` (see `CrossAttentionConfig`).
+    """
+    config = released_style_config(shape)
+    del config["auto_map"]
+    name = f"NVLM_{variant}"
+    section = {"layers": list(layers), **options}
+    return {**config, "architectures": [name], "model_type": name, "cross_attention_config": section}
 
 
 def released_style_config(shape: ModelShape) -> dict[str, Any]:
