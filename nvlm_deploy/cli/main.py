@@ -49,6 +49,11 @@ BUILD = LazyGroup(
             "auto",
             "Write the recipe that loses least within a size, layer by layer.",
         ),
+        "convert": Verb(
+            "nvlm_deploy.cli.convert",
+            "convert",
+            "Start an NVLM-D, X or H from a language model and a vision tower.",
+        ),
         "import-megatron": Verb(
             "nvlm_deploy.cli.import_megatron",
             "import_megatron",

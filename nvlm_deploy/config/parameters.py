@@ -6,6 +6,7 @@ and a table of recipes should not wait for torch.
 
 from __future__ import annotations
 
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig, NvlmConfig, VisionConfig
 
 Shape = tuple[int, ...]
@@ -14,14 +15,16 @@ Shape = tuple[int, ...]
 def parameter_shapes(config: NvlmConfig) -> dict[str, Shape]:
     """Shapes of all parameters by name, without dummy heads; a tied `lm_head` is not among them."""
     shapes = _tower(config.vision)
-    source, hidden = config.projector_input_size, config.projector_hidden_size
+    source, width = config.projector_input_size, config.language.hidden_size
+    hidden = width if config.projector_layers == 1 else config.projector_hidden_size
     shapes |= {
         "projector.norm.weight": (source,),
         "projector.norm.bias": (source,),
         "projector.fc1.weight": (hidden, source),
-        "projector.fc2.weight": (config.language.hidden_size, hidden),
     }
-    return shapes | _decoder(config.language)
+    if config.projector_layers == 2:
+        shapes["projector.fc2.weight"] = (width, hidden)
+    return shapes | _decoder(config)
 
 
 def _tower(vision: VisionConfig) -> dict[str, Shape]:
@@ -51,7 +54,8 @@ def _tower(vision: VisionConfig) -> dict[str, Shape]:
     return shapes
 
 
-def _decoder(language: LanguageConfig) -> dict[str, Shape]:
+def _decoder(config: NvlmConfig) -> dict[str, Shape]:
+    language, cross = config.language, config.cross_attention
     width, inner = language.hidden_size, language.intermediate_size
     table = (language.vocab_size, width)
     heads = {"q_proj": language.q_size, "k_proj": language.kv_size, "v_proj": language.kv_size}
@@ -74,4 +78,31 @@ def _decoder(language: LanguageConfig) -> dict[str, Shape]:
         layer |= {f"attention.{name}.bias": (size,) for name, size in heads.items()}
     for number in range(language.num_layers):
         shapes |= {f"language.layers.{number}.{name}": shape for name, shape in layer.items()}
+        if cross is not None and number in cross.layers:
+            added = _cross_attention(cross, language)
+            shapes |= {f"language.layers.{number}.cross.{name}": shape for name, shape in added.items()}
+    return shapes
+
+
+def _cross_attention(cross: CrossAttentionConfig, language: LanguageConfig) -> dict[str, Shape]:
+    width, inner = language.hidden_size, language.intermediate_size
+    heads = {"q_proj": cross.q_size, "k_proj": cross.kv_size, "v_proj": cross.kv_size}
+    shapes: dict[str, Shape] = {
+        "norm.weight": (width,),
+        **{f"attention.{name}.weight": (size, width) for name, size in heads.items()},
+        "attention.o_proj.weight": (width, cross.q_size),
+        "gate": (1,),
+    }
+    if cross.kv_norm:
+        shapes["kv_norm.weight"] = (width,)
+    if cross.qkv_bias:
+        shapes |= {f"attention.{name}.bias": (size,) for name, size in heads.items()}
+    if cross.gated_mlp:
+        shapes |= {
+            "mlp_norm.weight": (width,),
+            "mlp.gate_proj.weight": (inner, width),
+            "mlp.up_proj.weight": (inner, width),
+            "mlp.down_proj.weight": (width, inner),
+            "mlp_gate": (1,),
+        }
     return shapes

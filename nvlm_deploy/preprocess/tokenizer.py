@@ -130,6 +130,29 @@ class Tokenizer:
         return path
 
 
+def add_special_tokens(directory: Path, vocab_size: int) -> None:
+    """Give the `tokenizer.json` of a plain language model the chat template's tokens that it lacks.
+
+    Raises:
+        NvlmError: the embedding has no row left for them.
+    """
+    path = directory / _FILE
+    if not path.is_file():
+        return
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    missing = [t for t in (TURN_START, TURN_END, IMAGE_TOKEN) if backend.token_to_id(t) is None]
+    if not missing:
+        return
+    backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in missing])
+    size = backend.get_vocab_size(with_added_tokens=True)
+    if size > vocab_size:
+        raise NvlmError(
+            f"{path} lacks {', '.join(missing)}; with them it has {size:,} tokens, the embedding {vocab_size:,}",
+            hint="use a language model whose vocab_size leaves room, as Qwen2's do",
+        )
+    backend.save(str(path))
+
+
 class StreamDecoder:
     """Decodes one answer incrementally: the pieces join to `Tokenizer.decode` of all ids.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.models import CrossTiles, KvCache, Nvlm, NvlmD, load_model, new_model
 from nvlm_deploy.models.cross_attention import GatedCrossAttention
 from nvlm_deploy.preprocess import Prompt, PromptBuilder, Tokenizer
@@ -212,6 +213,11 @@ def test_decoding_equals_one_long_prompt(model: Nvlm, builder: PromptBuilder) ->
     with torch.inference_mode():
         at_once = model(ids, image, mask, tiles=whole)[0, -len(added) - 1 :]
     torch.testing.assert_close(torch.stack(stepwise), at_once, atol=1e-5, rtol=1e-4)
+
+
+def test_the_two_lists_of_parameters_agree(model: Nvlm) -> None:
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert parameter_shapes(model.config) == shapes
 
 
 def test_images_of_one_tile(model: Nvlm, builder: PromptBuilder) -> None:
