@@ -147,7 +147,7 @@ def add_special_tokens(directory: Path, vocab_size: int) -> None:
     size = backend.get_vocab_size(with_added_tokens=True)
     if size > vocab_size:
         raise NvlmError(
-            f"{path} lacks {', '.join(missing)}; with them it has {size:,} tokens, the embedding {vocab_size:,}",
+            f"{path} lacks {', '.join(missing)}, and the embedding has no room for {size:,} tokens",
             hint="use a language model whose vocab_size leaves room, as Qwen2's do",
         )
     backend.save(str(path))
