@@ -6,11 +6,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from nvlm_deploy.backends.protocol import DecoderSession, KvCache, SessionOptions, VisionSession
+from nvlm_deploy.backends.protocol import DecoderSession, GraphFacts, KvCache, SessionOptions, VisionSession
 from nvlm_deploy.errors import UsageError, did_you_mean
 
 __all__ = [
     "DecoderSession",
+    "GraphFacts",
     "KvCache",
     "SessionOptions",
     "VisionSession",

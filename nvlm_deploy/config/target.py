@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from nvlm_deploy.config.machine import host_architecture
 
 
 class Target(BaseModel):
@@ -35,9 +36,3 @@ class Target(BaseModel):
 def capability(sm: int) -> str:
     """Return a compute capability as people write it: `8.9` for 89, `10.0` for 100."""
     return f"{sm // 10}.{sm % 10}"
-
-
-def host_architecture() -> str:
-    """Return this machine's architecture in the names that targets use."""
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
