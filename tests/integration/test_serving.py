@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nvlm_deploy.cli.main import run
+from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.export.serving import LOADERS, check_directory
 from nvlm_deploy.models import load_model
+from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.tokenizer import Tokenizer
 
 LAYER = "language_model.model.layers.1."
 GROUPS = ("--set", "weights.language.group_size=32", "--set", "weights.vision.group_size=16")
@@ -200,6 +204,23 @@ def test_the_decoder_alone_is_what_transformers_opens(tiny_checkpoint: Path, tmp
         expected_BSV = decoder.logits(decoder(decoder.embed_tokens(ids_BS)))
         found_BSV = theirs(ids_BS).logits
     torch.testing.assert_close(found_BSV, expected_BSV, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tiles", [0, 1, 4])
+def test_the_chat_template_gives_the_released_prompt(
+    tiny_checkpoint: Path, repository: Path, tiles: int
+) -> None:
+    """As a server renders and expands it: the token ids are those of this project's own prompt."""
+    config, tokenizer = NvlmConfig.from_directory(tiny_checkpoint), Tokenizer.from_directory(tiny_checkpoint)
+    template = jinja2.Template((repository / "docs" / "serving" / "nvlm.jinja").read_text())
+    image = [{"type": "image_url"}] if tiles else []
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is the total?"}, *image]}]
+    text = template.render(messages=messages, add_generation_prompt=True)
+    tags = [f"<tile_{i}>" for i in range(1, tiles)] + [config.thumbnail_tag]
+    pads = "<|vision_pad|>" * config.visual_tokens_per_tile
+    text = text.replace("<image>", "<Image>" + "".join(tag + pads for tag in tags) + "</Image>")
+    ours = PromptBuilder(tokenizer, config, "hf").build("What is the total?", [tiles] if tiles else [])
+    assert tokenizer.encode(text) == ours.input_ids.tolist()
 
 
 def test_the_request_is_checked(quantized: Quantized, tmp_path: Path) -> None:
