@@ -18,6 +18,7 @@ from nvlm_deploy.cli.main import run
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.export.serving import LOADERS, check_directory
 from nvlm_deploy.models import load_model
+from nvlm_deploy.pipeline.export_serving import check_export
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 
@@ -133,6 +134,8 @@ def test_a_wrong_name_is_missing_and_too_many(served: Quantized, tmp_path: Path)
     found = {finding.where: finding.text for finding in check_directory(directory, LOADERS["vllm"]).errors}
     assert found[name] == "is missing"
     assert "no parameter for" in found[name.replace("input_scale", "act_scale")]
+    (own,) = check_export("hf", directory)
+    assert [finding.where for finding in own.errors] == ["tensors"]
 
 
 def test_excludes_that_do_not_fit_the_tensors_are_found(served: Quantized, tmp_path: Path) -> None:
