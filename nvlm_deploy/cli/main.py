@@ -16,7 +16,9 @@ BUILD = LazyGroup(
             "Quantize a checkpoint layer by layer, calibrated on images.",
         ),
         "export": Verb(
-            "nvlm_deploy.cli.export", "export", "Write a checkpoint in the layout of another program."
+            "nvlm_deploy.cli.export",
+            "export",
+            "Write a checkpoint in the layout of another program, or check one.",
         ),
         "verify": Verb(
             "nvlm_deploy.cli.verify",
