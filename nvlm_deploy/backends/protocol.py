@@ -6,8 +6,9 @@ the whole batch, D decoder hidden size, T tiles, N visual tokens per tile, I pix
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,29 @@ class SessionOptions:
     threads: CPU threads of one session; None uses all that this process may run on.
     memory: `fast` repacks weights for the CPU when they are loaded. `mapped` leaves them in the file, for
         models that do not fit into memory: opening takes no time, and quantized models run much slower.
+    device: `cpu`, `cuda` or `cuda:N`, the Nth GPU. There is no falling back from one to the other.
     prefill_chunk: longer prompts are computed in pieces of so many tokens, which bounds their memory.
     """
 
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
+    device: str = "cpu"
     prefill_chunk: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """What an opened engine says of itself, to be held against the manifest.
+
+    inputs and outputs: `{"dtype": "float32", "shape": ["batch", 64]}` by name; texts are free dimensions.
+    context_length: tokens per row, of a decoder. record: what the bundle's manifest said when the graph was
+    written (`EngineManifest.record`); None if the engine's format has no room for it.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    context_length: int | None = None
+    record: Mapping[str, Any] | None = None
 
 
 class KvCache(Protocol):
@@ -46,12 +64,20 @@ class KvCache(Protocol):
 class VisionSession(Protocol):
     """Tiles to visual tokens."""
 
+    @property
+    def facts(self) -> GraphFacts:
+        """What the engine says of itself."""
+
     def encode(self, tiles: NDArray[np.uint8]) -> Float32:
         """RGB tiles uint8 [T, I, I, 3] -> visual tokens float32 [T, N, D]."""
 
 
 class DecoderSession(Protocol):
     """Token ids and visual tokens to logits."""
+
+    @property
+    def facts(self) -> GraphFacts:
+        """What the engine says of itself."""
 
     @property
     def context_length(self) -> int:

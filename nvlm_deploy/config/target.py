@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from nvlm_deploy.config.catalog import load_yaml_model
+from nvlm_deploy.config.machine import host_architecture
 from nvlm_deploy.config.overrides import Override
 
 Backend = Literal["onnxruntime", "tensorrt_llm", "tensorrt", "tensorrt_rtx"]
@@ -21,7 +21,6 @@ _BACKEND_OVERRIDE = "backend="
 _SET_BY_USER = "set by the user"
 # What a target is and how it is called; everything else is a fact that has a source.
 _NO_FACTS = {"name", "description", "architecture", "backends", "backend", "sources"}
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -170,12 +169,6 @@ def split_target_overrides(overrides: Sequence[str]) -> tuple[list[str], list[st
 def capability(sm: int) -> str:
     """Return a compute capability as people write it: `8.9` for 89, `10.0` for 100."""
     return f"{sm // 10}.{sm % 10}"
-
-
-def host_architecture() -> str:
-    """Return this machine's architecture in the names that targets use."""
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def _leaves(facts: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nvlm_deploy
 from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.config.machine import tool_versions
 from nvlm_deploy.config.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -58,17 +57,18 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
     """
     start = time.perf_counter()
     weights, record = _weights(plan, progress)
+    manifest = _settled(plan, record)
     with atomic_directory(plan.output) as work:
         _copy_files(plan, work)
         sections = build_engine(
             weights,
             plan.config,
             plan.quantization,
-            EngineSettings(plan.context),
+            EngineSettings(plan.context, manifest.record()),
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
-        manifest = _manifest(plan, work, sections, record, progress)
+        manifest = replace(manifest, **sections, files=collect_files(work, progress))
         manifest.write(work)
     if plan.quantize is not None:
         shutil.rmtree(plan.quantize.output)
@@ -91,13 +91,8 @@ def _copy_files(plan: EnginePlan, work: Path) -> None:
     plan.tokenizer.save(work)
 
 
-def _manifest(
-    plan: EnginePlan,
-    work: Path,
-    sections: dict[str, Any],
-    record: QuantizationRecord | None,
-    progress: ProgressCallback,
-) -> EngineManifest:
+def _settled(plan: EnginePlan, record: QuantizationRecord | None) -> EngineManifest:
+    """The manifest as far as it is known before the graphs are written."""
     config = plan.config
     return EngineManifest(
         format_version=FORMAT_VERSION,
@@ -108,7 +103,7 @@ def _manifest(
         target=plan.target.model_dump(mode="json"),
         checkpoint_fingerprint=record.fingerprint if record else plan.weights.reader.fingerprint(),
         quantization=record.summary() if record else None,
-        tool_versions=_tool_versions(),
+        tool_versions=tool_versions(_TOOLS),
         context=plan.context,
         tiler=TilerSettings(
             tile_size=config.tile_size,
@@ -118,13 +113,9 @@ def _manifest(
             visual_tokens_per_tile=config.visual_tokens_per_tile,
         ),
         prompt=PromptSettings(mode="hf", thumbnail_tag=config.thumbnail_tag),
-        vision=sections["vision"],
-        llm=sections["llm"],
+        vision={},
+        llm={},
         sizes=plan.sizes,
-        files=collect_files(work, progress),
+        files=(),
         results={},
     )
-
-
-def _tool_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _TOOLS}}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ import nvlm_deploy
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.config.machine import tool_versions
 from nvlm_deploy.config.manifest import MANIFEST_NAME
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.thresholds import VerifyThresholds
@@ -234,7 +233,6 @@ def _report(
     checks: Sequence[Check],
     measured: Measured,
 ) -> VerifyReport:
-    versions = {name: metadata.version(name) for name in _TOOLS}
     kind, subject, against = named
     return VerifyReport(
         subject=subject,
@@ -243,7 +241,7 @@ def _report(
         recipe=made[0],
         target=made[1],
         checkpoint_fingerprint=run[0],
-        versions={"nvlm-deploy": nvlm_deploy.__version__, "python": platform.python_version(), **versions},
+        versions={"nvlm-deploy": nvlm_deploy.__version__, **tool_versions(_TOOLS)},
         seconds=time.perf_counter() - run[1],
         checks=tuple(checks),
         weights=measured.weights,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from nvlm_deploy.quantization.plan import QuantizationPlan
 
 logger = logging.getLogger(__name__)
 
+# Where a graph keeps what its bundle was made of.
+RECORD_KEY = "nvlm.record"
+
 VISION_PATH = "vision/vision.onnx"
 DECODER_PATH = "llm/decoder.onnx"
 
@@ -27,9 +31,13 @@ BuildProgress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What the target decides. context_length: tokens of prompt and answer together."""
+    """What the target decides, and what the graphs are to say of themselves.
+
+    context_length: tokens of prompt and answer together. record: JSON; see `GraphFacts`.
+    """
 
     context_length: int
+    record: Mapping[str, Any] | None = None
 
 
 def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) -> None:
@@ -76,6 +84,9 @@ def build_engine(
         "vision": _describe_vision(config, vision),
         "llm": _describe_decoder(config, decoder, settings),
     }
+    if settings.record is not None:
+        for model in (vision, decoder):
+            model.metadata_props[RECORD_KEY] = json.dumps(settings.record, ensure_ascii=False)
     for part, path, model in (("vision", VISION_PATH, vision), ("llm", DECODER_PATH, decoder)):
         target = output / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidd
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.cache import OrtKvCache
 from nvlm_deploy.backends.onnxruntime.step import Step
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache, SessionOptions
 from nvlm_deploy.errors import NvlmError
 
 _ERRORS_ONLY = 3
 _CONTEXT_KEY = "nvlm.context_length"
+_RECORD_KEY = "nvlm.record"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -28,6 +30,7 @@ class OrtVisionSession:
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
         self._session = open_graph(path, options)
+        self.facts = _facts(self._session)
         self._tile_shape = tuple(self._session.get_inputs()[0].shape[1:])
         self._token_shape = tuple(self._session.get_outputs()[0].shape[1:])
 
@@ -51,12 +54,13 @@ class OrtDecoderSession:
     def __init__(self, path: Path, options: SessionOptions) -> None:
         self._session = open_graph(path, options)
         self._piece = options.prefill_chunk
+        self.facts = _facts(self._session)
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._hidden_size = int(shapes["visual_tokens"][1])
         _, self._kv_heads, _, self._head_dim = shapes["past_key.0"]
         self._layers = sum(name.startswith("past_key.") for name in shapes)
         self._vocab_size = int(self._session.get_outputs()[0].shape[2])
-        self._context_length = int(self._session.get_modelmeta().custom_metadata_map[_CONTEXT_KEY])
+        self._context_length = self.facts.context_length or 0
 
     @property
     def context_length(self) -> int:
@@ -183,6 +187,22 @@ def open_graph(path: Path, options: SessionOptions, changed: bytes | None = None
             f"{path} cannot be loaded: {str(error).splitlines()[0]}",
             hint="the file is missing or damaged; build the bundle again",
         ) from error
+
+
+def _facts(session: ort.InferenceSession) -> GraphFacts:
+    metadata = session.get_modelmeta().custom_metadata_map
+    context, record = metadata.get(_CONTEXT_KEY), metadata.get(_RECORD_KEY)
+    return GraphFacts(
+        inputs={value.name: _described(value) for value in session.get_inputs()},
+        outputs={value.name: _described(value) for value in session.get_outputs()},
+        context_length=None if context is None else int(context),
+        record=None if record is None else json.loads(record),
+    )
+
+
+def _described(value: Any) -> dict[str, Any]:
+    name = str(value.type).removeprefix("tensor(").removesuffix(")")
+    return {"dtype": {"float": "float32", "double": "float64"}.get(name, name), "shape": list(value.shape)}
 
 
 def _usable_cpus() -> int:

@@ -47,7 +47,7 @@ class ExecutorSession:
         except RuntimeError as error:
             raise NvlmError(
                 f"{directory} cannot be opened: {str(error).splitlines()[0]}",
-                hint="engines run on the device and with the TensorRT-LLM that built them: compile the kit there",
+                hint="engines run on the device and with the TensorRT-LLM that built them: compile the kit",
             ) from error
 
     @property
@@ -109,10 +109,25 @@ class ExecutorSession:
         weights = max((path.stat().st_size for path in directory.glob("rank*.engine")), default=0)
         if free <= weights:
             raise UnsuitableError(
-                f"the engine has {weights / 1e9:.2f} GB, and {free / 1e9:.2f} GB of the GPU's memory are free",
+                f"the engine has {weights / 1e9:.2f} GB, and {free / 1e9:.2f} GB of GPU memory are free",
                 hint="end what else uses the GPU",
             )
         return kv_cache_arguments(self._facts, self._interface, free - weights)
+
+
+def open_session(directory: Path, llm: Mapping[str, Any], tokens_per_tile: int) -> ExecutorSession:
+    """Open the engine of a bundle, as its manifest's section `llm` describes it.
+
+    Under mpirun, ranks that take no requests do not return: they take part until the leader closes.
+
+    Raises:
+        UnsuitableError, NvlmError: see `ExecutorSession`.
+    """
+    session = ExecutorSession(directory / llm["engine"], EngineFacts.of(llm, tokens_per_tile))
+    if not session.is_leader:
+        session.follow()
+        raise SystemExit(0)
+    return session
 
 
 def world_size(directory: Path) -> int:
