@@ -22,6 +22,7 @@ _SET_BY_USER = "set by the user"
 # What a target is and how it is called; everything else is a fact that has a source.
 _NO_FACTS = {"name", "description", "architecture", "backends", "backend", "sources"}
 
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -19,8 +19,8 @@ from nvlm_deploy.config.machine import Machine
 from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_files
 from nvlm_deploy.config.mismatch import Mismatch, refuse
 from nvlm_deploy.config.model import NvlmConfig
-from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError, VerificationError
+from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.runtime.manifest_checks import (
     COMPILED_BACKENDS,
@@ -104,7 +104,5 @@ def _check_machine(bundle: Bundle) -> None:
         _refuse(bundle.directory, manifest, machine_mismatches(manifest, Machine.here()), UnsuitableError)
 
 
-def _refuse(
-    directory: Path, manifest: EngineManifest, found: list[Mismatch], error: type[NvlmError]
-) -> None:
+def _refuse(directory: Path, manifest: EngineManifest, found: list[Mismatch], error: type[NvlmError]) -> None:
     refuse(found, str(directory / MANIFEST_NAME), "rebuild it: " + manifest.rebuild_command, error)
