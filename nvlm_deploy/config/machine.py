@@ -13,13 +13,7 @@ from pathlib import Path
 # Names in manifests, and the distributions that bring them; the first that is installed counts.
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino"),
-    "tensorrt": (
-        "tensorrt",
-        "tensorrt-cu13",
-        "tensorrt-cu12",
-        "tensorrt_cu13_bindings",
-        "tensorrt_cu12_bindings",
-    ),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"),
     "tensorrt_llm": ("tensorrt-llm",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
