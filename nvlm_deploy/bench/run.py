@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nvlm_deploy.bench.subjects import Subject
+from nvlm_deploy.config.machine import tool_versions
 
 
 @dataclass(frozen=True, slots=True)

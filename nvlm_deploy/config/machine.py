@@ -13,7 +13,13 @@ from pathlib import Path
 # Names in manifests, and the distributions that bring them; the first that is installed counts.
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino"),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"),
+    "tensorrt": (
+        "tensorrt",
+        "tensorrt-cu13",
+        "tensorrt-cu12",
+        "tensorrt_cu13_bindings",
+        "tensorrt_cu12_bindings",
+    ),
     "tensorrt_llm": ("tensorrt-llm",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
@@ -26,7 +32,11 @@ _TIMEOUT_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """sm: compute capability of the first GPU, 87 for 8.7. versions: of engine makers, by names in manifests."""
+    """What compiled engines depend on.
+
+    sm: compute capability of the first GPU, 87 for 8.7. cuda: the newest that the driver runs. versions: of
+    engine makers, by their names in manifests.
+    """
 
     architecture: str
     sm: int | None = None

@@ -134,7 +134,8 @@ class EngineManifest:
         hint = "rebuild it: " + _rebuild_command_of(raw)
         if type(version) is not int or version != FORMAT_VERSION:
             raise NvlmError(
-                f"{path}: format_version is {version!r}, and this nvlm-deploy reads {FORMAT_VERSION}", hint=hint
+                f"{path}: format_version is {version!r}, and this nvlm-deploy reads {FORMAT_VERSION}",
+                hint=hint,
             )
         digest, copy = raw.pop(_DIGEST_KEY, None), raw.pop(_COPY_KEY, None)
         refuse(_changed_fields(raw, copy), str(path), hint)

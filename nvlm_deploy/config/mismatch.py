@@ -66,7 +66,9 @@ def differences(value: Any, expected: Any, witness: str, field: str = "") -> lis
 def expect(section: Mapping[str, Any], wanted: Mapping[str, Any], witness: str, field: str) -> list[Mismatch]:
     """Compare those fields of a section that `wanted` names."""
     mine = {name: section.get(name, ABSENT) for name in wanted}
-    return [found for name in wanted for found in differences(mine[name], wanted[name], witness, f"{field}{name}")]
+    return [
+        found for name in wanted for found in differences(mine[name], wanted[name], witness, f"{field}{name}")
+    ]
 
 
 def refuse(

@@ -57,14 +57,15 @@ _TOOLS = ("numpy", "onnxruntime", "pillow", "tokenizers", "torch")
 class VerifyOptions:
     """How much is looked at, and how.
 
-    samples: questions about images, at least 5. device: of the PyTorch reference. threads and memory are the
-    engine's, as in `nvlm-build run`.
+    samples: questions about images, at least 5. device: of the PyTorch reference. threads, memory and
+    engine_device are the engine's, as in `nvlm-build run`.
     """
 
     samples: int = DEFAULT_SAMPLES
     device: str = "cpu"
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
+    engine_device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.samples < LEAST_SAMPLES:
@@ -86,7 +87,8 @@ def verify_bundle(
         NvlmError: bundle or checkpoint is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
-    subject = EngineSubject(bundle, SessionOptions(options.threads, options.memory), progress)
+    wanted = SessionOptions(options.threads, options.memory, options.engine_device)
+    subject = EngineSubject(bundle, wanted, progress)
     manifest = subject.bundle.manifest
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
     limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
@@ -110,7 +112,7 @@ def verify_bundle(
         checks,
         measured,
     )
-    write_result(bundle, manifest, report.summary())
+    write_result(bundle, manifest, {**report.summary(), "device": options.engine_device})
     return report
 
 

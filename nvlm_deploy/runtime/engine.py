@@ -57,6 +57,7 @@ class Engine:
         cls,
         bundle: str | PathLike[str],
         *,
+        device: str = "cpu",
         threads: int | None = None,
         memory: Literal["fast", "mapped"] = "fast",
         verify_digests: bool = True,
@@ -67,6 +68,7 @@ class Engine:
 
         Args:
             bundle: directory that `nvlm-build engine` wrote.
+            device: `cpu`; `cuda` or `cuda:N` for a GPU, where the backend can use one.
             threads: of one operator; all cores by default.
             memory: `fast` packs weights for speed; `mapped` leaves them in the file and the page cache.
             verify_digests: hold every file against its SHA-256; without it only sizes are checked.
@@ -75,12 +77,14 @@ class Engine:
 
         Raises:
             NvlmError: no bundle, a changed file, or a runtime that does not fit the manifest.
-            VerificationError: the bundle has not been verified, or has not passed.
+            UnsuitableError: the device is not there, or cannot run all of the engine.
+            VerificationError: the bundle has not been verified, or has not passed; or a field of its manifest
+                does not hold.
         """
         opened = Bundle.open(Path(bundle), verify_digests=verify_digests)
         if require_verified:
             require_passed(opened.directory, opened.manifest)
-        options = SessionOptions(threads=threads, memory=memory)
+        options = SessionOptions(threads=threads, memory=memory, device=device)
         vision, decoder = open_engine(opened, options)
         return cls(opened, vision, decoder, ImageCache(image_cache_bytes))
 

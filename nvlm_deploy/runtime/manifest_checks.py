@@ -93,18 +93,20 @@ def machine_mismatches(manifest: EngineManifest, machine: Machine) -> list[Misma
         return []
     target, tools = manifest.target, manifest.tool_versions
     built_for = {"architecture": target.get("architecture"), "sm": target.get("sm")}
-    found = expect(
-        built_for, {"architecture": machine.architecture, "sm": machine.sm}, _HERE, "target."
-    )
+    found = expect(built_for, {"architecture": machine.architecture, "sm": machine.sm}, _HERE, "target.")
     for name in COMPILED_BACKENDS:
         mine = machine.versions.get(name)
         if name in tools and (mine is None or _release(mine, 3) != _release(tools[name], 3)):
             found.append(Mismatch(f"tool_versions.{name}", tools[name], _HERE, mine or ABSENT))
     if "cuda" in tools and (machine.cuda is None or _release(machine.cuda, 1) < _release(tools["cuda"], 1)):
         found.append(
-            Mismatch("tool_versions.cuda", tools["cuda"], "this machine's driver runs", machine.cuda or ABSENT)
+            Mismatch(
+                "tool_versions.cuda", tools["cuda"], "this machine's driver runs", machine.cuda or ABSENT
+            )
         )
-    if "driver" in tools and (machine.driver is None or _release(machine.driver, 2) < _release(tools["driver"], 2)):
+    if "driver" in tools and (
+        machine.driver is None or _release(machine.driver, 2) < _release(tools["driver"], 2)
+    ):
         found.append(Mismatch("tool_versions.driver", tools["driver"], _HERE, machine.driver or ABSENT))
     return found
 

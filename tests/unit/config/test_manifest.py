@@ -111,7 +111,7 @@ def test_several_changes_are_all_named(bundle: Path) -> None:
     path = bundle / "manifest.json"
     text = path.read_text().replace('"tile_size": 112', '"tile_size": 448').replace('"D"', '"X"')
     path.write_text(text)
-    with pytest.raises(VerificationError, match='variant is "X".*"D"; tiler.tile_size is 448.*112'):
+    with pytest.raises(VerificationError, match=r'variant is "X".*"D"; tiler\.tile_size is 448.*112'):
         EngineManifest.read(bundle)
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from nvlm_deploy.backends.protocol import GraphFacts
 from nvlm_deploy.config.machine import Machine, parse_driver_cuda, parse_gpu_query
-from nvlm_deploy.config.manifest import FORMAT_VERSION, EngineManifest, FileEntry, PromptSettings, TilerSettings
+from nvlm_deploy.config.manifest import (
+    FORMAT_VERSION,
+    EngineManifest,
+    FileEntry,
+    PromptSettings,
+    TilerSettings,
+)
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.runtime.manifest_checks import (
     config_mismatches,
@@ -37,7 +43,12 @@ def manifest(**changes: Any) -> EngineManifest:
         target={"name": "h100-80gb", "backend": "tensorrt_llm", "architecture": "x86_64", "sm": 90},
         checkpoint_fingerprint="f" * 64,
         quantization=None,
-        tool_versions={"tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1", "cuda": "13.0", "driver": "580.65.06"},
+        tool_versions={
+            "tensorrt": "10.14.1.48",
+            "tensorrt_llm": "1.2.1",
+            "cuda": "13.0",
+            "driver": "580.65.06",
+        },
         context=512,
         tiler=TilerSettings(56, CONFIG.min_tiles, CONFIG.max_tiles, True, tokens),
         prompt=PromptSettings("hf", CONFIG.thumbnail_tag),
@@ -61,7 +72,10 @@ def test_the_machine_that_it_was_built_on_fits() -> None:
     [
         (replace(H100, sm=89), "target.sm is 90, and this machine has 89"),
         (replace(H100, sm=None), "target.sm is 90, and this machine has null"),
-        (replace(H100, architecture="aarch64"), 'target.architecture is "x86_64", and this machine has "aarch64"'),
+        (
+            replace(H100, architecture="aarch64"),
+            'target.architecture is "x86_64", and this machine has "aarch64"',
+        ),
         (
             replace(H100, versions={**H100.versions, "tensorrt": "10.15.1.29"}),
             'tool_versions.tensorrt is "10.14.1.48", and this machine has "10.15.1.29"',
@@ -71,7 +85,10 @@ def test_the_machine_that_it_was_built_on_fits() -> None:
             'tool_versions.tensorrt_llm is "1.2.1", and this machine has nothing',
         ),
         (replace(H100, cuda="12.8"), 'tool_versions.cuda is "13.0", and this machine\'s driver runs "12.8"'),
-        (replace(H100, driver="570.26"), 'tool_versions.driver is "580.65.06", and this machine has "570.26"'),
+        (
+            replace(H100, driver="570.26"),
+            'tool_versions.driver is "580.65.06", and this machine has "570.26"',
+        ),
     ],
 )
 def test_another_machine_is_named_by_field(machine: Machine, text: str) -> None:
