@@ -44,9 +44,10 @@ class StreamedTensor(ir.LazyTensor):
         self._chunks, self.key, self.matrix = chunks, key, matrix
 
     def byte_chunks(self) -> Iterator[Array]:
-        """Yield contiguous arrays whose bytes, one after the other, are the tensor's."""
+        """Yield arrays of bytes which, one after the other, are the tensor's."""
         for chunk in self._chunks():
-            yield np.ascontiguousarray(chunk)
+            # Types that NumPy has from elsewhere (bfloat16) have no buffer of their own.
+            yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
 
     def _whole(self) -> ir.TensorProtocol:
         shape = self.shape.numpy()
