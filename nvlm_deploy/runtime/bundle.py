@@ -19,11 +19,7 @@ from nvlm_deploy.config.machine import Machine
 from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_files
 from nvlm_deploy.config.mismatch import Mismatch, refuse
 from nvlm_deploy.config.model import NvlmConfig
-<<<<<<< HEAD
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError, VerificationError
-=======
-from nvlm_deploy.errors import NvlmError, UnsuitableError, VerificationError
->>>>>>> wip-guard
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.runtime.manifest_checks import (
@@ -102,14 +98,11 @@ def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSessio
     return vision, decoder
 
 
-<<<<<<< HEAD
 def _check_machine(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.backend in COMPILED_BACKENDS:
         _refuse(bundle.directory, manifest, machine_mismatches(manifest, Machine.here()), UnsuitableError)
 
 
-=======
->>>>>>> wip-guard
 def _refuse(directory: Path, manifest: EngineManifest, found: list[Mismatch], error: type[NvlmError]) -> None:
     refuse(found, str(directory / MANIFEST_NAME), "rebuild it: " + manifest.rebuild_command, error)
