@@ -28,7 +28,7 @@ def check_engine(recipe: Recipe, target: Target) -> None:
         raise UnsuitableError(
             f"engines for {target.name} are made by {target.backend}, and this release writes engines for "
             "ONNX Runtime, TensorRT and TensorRT-RTX",
-            hint="--set backend=tensorrt_rtx or backend=tensorrt where the target has them; nvlm-build quantize --target "
+            hint="--set backend=tensorrt_rtx where the target has it; nvlm-build quantize --target "
             f"{target.name} writes the checkpoint that an engine is made from",
         )
     check_backend(recipe, target)

@@ -12,16 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from nvlm_deploy.config.model import NvlmConfig, VisionConfig
-from nvlm_deploy.export.dialect import STANDARD_VISION, Dialect
+from nvlm_deploy.export.dialect import PROJECTOR, STANDARD_VISION, STREAM, Dialect
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.export.matrices import WeightReader
 from nvlm_deploy.export.operators import Heads, attention, gelu, join_heads, rms_norm, split_heads
 from nvlm_deploy.export.weights import WeightSource
 from nvlm_deploy.preprocess.tiles import IMAGENET_MEAN, IMAGENET_STD
 from nvlm_deploy.quantization.plan import QuantizationPlan
-
-STREAM = "vision.stream"
-PROJECTOR = "projector"
 
 
 def build_vision(
@@ -31,10 +28,11 @@ def build_vision(
     builder = GraphBuilder("nvlm_vision", WeightSource(weights, plan), dialect)
     vision, side = config.vision, config.tile_size
     tiles = builder.input("tiles", ir.DataType.UINT8, ["tiles", side, side, vision.num_channels])
-    stream = dialect.of(STREAM)
+    stream, pixels = dialect.of(STREAM), _normalize(builder, tiles)
+    with builder.computing_in(dialect.patches):
+        patches = _patches(builder, vision, builder.cast("vision.typed", pixels, "fp32", dialect.patches))
     with builder.computing_in(stream):
-        pixels = builder.cast("vision.typed_pixels", _normalize(builder, tiles), "fp32", stream)
-        x = _embed_patches(builder, vision, pixels)
+        x = _sequence(builder, vision, builder.cast("vision.cast", patches, dialect.patches, stream))
         for layer in range(vision.num_layers):
             x = _layer(builder, vision, f"vision.layers.{layer}", x)
         x = _pixel_shuffle(builder, vision, x)
@@ -58,15 +56,21 @@ def _normalize(builder: GraphBuilder, tiles: ir.Value) -> ir.Value:
     return pixels
 
 
-def _embed_patches(builder: GraphBuilder, config: VisionConfig, pixels: ir.Value) -> ir.Value:
-    """[T, 3, S, S] -> [T, 1 + patches, C]: patch convolution, class token first, position embedding."""
+def _patches(builder: GraphBuilder, config: VisionConfig, pixels: ir.Value) -> ir.Value:
+    """[T, 3, S, S] -> [T, patches, C]: the patch convolution."""
     name, width, size = "vision.patch_embedding", config.hidden_size, config.patch_size
     weight = builder.parameter(f"{name}.weight")
     inputs = [pixels, weight, builder.parameter(f"{name}.bias")]
     grid = builder.op(name, "Conv", inputs, kernel_shape=[size, size], strides=[size, size])
     flat = builder.op("vision.flat", "Reshape", [grid, builder.integers(0, width, -1)])
-    patches = builder.op("vision.patches", "Transpose", [flat], perm=[0, 2, 1])
-    count = builder.op("vision.tile_count", "Shape", [pixels], start=0, end=1)
+    patches: ir.Value = builder.op("vision.patches", "Transpose", [flat], perm=[0, 2, 1])
+    return patches
+
+
+def _sequence(builder: GraphBuilder, config: VisionConfig, patches: ir.Value) -> ir.Value:
+    """[T, patches, C] -> [T, 1 + patches, C]: class token first, position embedding."""
+    width = config.hidden_size
+    count = builder.op("vision.tile_count", "Shape", [patches], start=0, end=1)
     class_shape = builder.op("vision.class_shape", "Concat", [count, builder.integers(1, width)], axis=0)
     token = builder.parameter("vision.class_embedding", (1, 1, width))
     tokens = builder.op("vision.class_tokens", "Expand", [token, class_shape])

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from nvlm_deploy.backends.tensorrt.rounding import compute
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.errors import VerificationError
-from nvlm_deploy.export.dialect import FloatType
-from nvlm_deploy.export.vision import PROJECTOR, STREAM
+from nvlm_deploy.export.dialect import PROJECTOR, STREAM, FloatType
 from nvlm_deploy.models.vision import VisionLayer
 from nvlm_deploy.preprocess import normalize_tiles
 from nvlm_deploy.quantization.streamed_model import StreamedModel
