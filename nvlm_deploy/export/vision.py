@@ -36,8 +36,9 @@ def build_vision(
         for layer in range(vision.num_layers):
             x = _layer(builder, vision, f"vision.layers.{layer}", x)
         x = _pixel_shuffle(builder, vision, x)
+        normed = _projector_norm(builder, config, x)
     with builder.computing_in(dialect.of(PROJECTOR)):
-        tokens = _project(builder, config, builder.cast("projector.input", x, stream, builder.floats))
+        tokens = _project(builder, builder.cast("projector.input", normed, stream, builder.floats))
         tokens = builder.cast("projector.output", tokens, builder.floats, "fp32")
     shape: list[int | str] = ["tiles", config.visual_tokens_per_tile, config.language.hidden_size]
     builder.output(tokens, "visual_tokens", ir.DataType.FLOAT, shape)
@@ -136,10 +137,13 @@ def _pixel_shuffle(builder: GraphBuilder, config: VisionConfig, x: ir.Value) -> 
     return shuffled
 
 
-def _project(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> ir.Value:
-    norm = [x, builder.parameter("projector.norm.weight"), builder.parameter("projector.norm.bias")]
-    normed = builder.op(
-        "projector.norm", "LayerNormalization", norm, axis=-1, epsilon=config.projector_norm_eps
-    )
+def _projector_norm(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> ir.Value:
+    inputs = [x, builder.parameter("projector.norm.weight"), builder.parameter("projector.norm.bias")]
+    epsilon = config.projector_norm_eps
+    value: ir.Value = builder.op("projector.norm", "LayerNormalization", inputs, axis=-1, epsilon=epsilon)
+    return value
+
+
+def _project(builder: GraphBuilder, normed: ir.Value) -> ir.Value:
     hidden = builder.linear("projector.fc1", normed)
     return builder.linear("projector.fc2", gelu(builder, "projector.gelu", hidden))

@@ -157,7 +157,8 @@ class _Tower:
         vision, projector = self._model.vision, self._model.projector
         names = self._streamed.parameters_of("vision")
         with self._streamed.loaded(name for name in names if not name.startswith("vision.layers.")):
-            yield STREAM, (vision.patch_embedding,), vision.embed, None
+            # A product is a result: tiles are rounded before the convolution.
+            yield STREAM, (vision.patch_embedding,), lambda pixels: vision.embed(1 * pixels), None
         for number in range(self._layers):
             name = f"vision.layers.{number}"
             layer = vision.layers[number]
