@@ -10,6 +10,16 @@ BUILD = LazyGroup(
     "nvlm-build",
     {
         "engine": Verb("nvlm_deploy.cli.engine", "engine", "Build the engine bundle of a checkpoint."),
+        "plan": Verb(
+            "nvlm_deploy.cli.plan",
+            "plan",
+            "Predict size, memory and speed of an engine, and whether it fits.",
+        ),
+        "compile": Verb(
+            "nvlm_deploy.cli.compile",
+            "compile_command",
+            "Compile a build kit into an engine bundle, on its device.",
+        ),
         "quantize": Verb(
             "nvlm_deploy.cli.quantize",
             "quantize",
