@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots]'
+	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots,tensorrt-rtx]'
 	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
@@ -51,7 +51,7 @@ test-unit: $(READY) ## Run the unit tests: one to two minutes.
 test-integration: $(READY) ## Run the integration tests.
 	$(BIN)/python -m pytest tests/integration
 
-test-memory: $(READY) ## Measure the peak memory of a build (2 GB) and of a quantization at the widths of the 72B (10 GB; slow).
+test-memory: $(READY) ## Measure the peak memory of builds, and of quantizing and exporting at the widths of the 72B (14 GB; slow).
 	$(BIN)/python -m pytest -m slow tests/integration/test_memory.py
 
 lint: $(READY) ## Check style and types.

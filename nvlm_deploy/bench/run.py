@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from nvlm_deploy.bench.subjects import Subject
+from nvlm_deploy.config.machine import tool_versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,5 @@ def _environment(threads: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": threads,
-        "python": platform.python_version(),
-        **{tool: metadata.version(tool) for tool in tools},
+        **tool_versions(tools),
     }

@@ -10,10 +10,25 @@ BUILD = LazyGroup(
     "nvlm-build",
     {
         "engine": Verb("nvlm_deploy.cli.engine", "engine", "Build the engine bundle of a checkpoint."),
+        "plan": Verb(
+            "nvlm_deploy.cli.plan",
+            "plan",
+            "Predict size, memory and speed of an engine, and whether it fits.",
+        ),
+        "compile": Verb(
+            "nvlm_deploy.cli.compile",
+            "compile_command",
+            "Compile a build kit into an engine bundle, on its device.",
+        ),
         "quantize": Verb(
             "nvlm_deploy.cli.quantize",
             "quantize",
             "Quantize a checkpoint layer by layer, calibrated on images.",
+        ),
+        "export": Verb(
+            "nvlm_deploy.cli.export",
+            "export",
+            "Write a checkpoint in the layout of another program, or check one.",
         ),
         "verify": Verb(
             "nvlm_deploy.cli.verify",
@@ -31,6 +46,11 @@ BUILD = LazyGroup(
         ),
         "recipes": Verb("nvlm_deploy.cli.recipes", "recipes", "List the recipes, or show one."),
         "targets": Verb("nvlm_deploy.cli.targets", "targets", "List the targets, or show one."),
+        "doctor": Verb(
+            "nvlm_deploy.cli.doctor",
+            "doctor",
+            "Look at this machine: drivers, engine makers, versions, memory, disk.",
+        ),
         "calibration": Verb(
             "nvlm_deploy.cli.calibration", "calibration", "List the calibration sets, or show one."
         ),

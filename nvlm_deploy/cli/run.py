@@ -26,6 +26,7 @@ class RunOptions:
     top_p: float
     seed: int
     top_logits: int
+    device: str
     threads: int | None
     memory: Literal["fast", "mapped"]
     require_verified: bool
@@ -44,6 +45,13 @@ class RunOptions:
 @click.option("--top-p", metavar="P", type=float, default=1.0, help="Sample from the best tokens of mass P.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--top-logits", metavar="K", type=click.IntRange(min=0), default=0, help="Show K first tokens.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda, or cuda:N for one of several.",
+)
 @click.option("--threads", metavar="N", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
     "--memory",
@@ -91,6 +99,7 @@ def _answer(options: RunOptions) -> Result:
     }
     engine = Engine.open(
         options.bundle,
+        device=options.device,
         threads=options.threads,
         memory=options.memory,
         require_verified=options.require_verified,

@@ -24,6 +24,7 @@ class VerifyCommand:
     quick: bool
     page: Path | None
     device: str
+    reference_device: str | None
     threads: int | None
     memory: Literal["fast", "mapped"]
     as_json: bool
@@ -53,8 +54,13 @@ class VerifyCommand:
     help="Write an HTML page with every layer and the worst examples.",
 )
 @click.option(
-    "--device", metavar="DEVICE", default="cpu", show_default=True, help="Of the reference: cpu, cuda."
+    "--device",
+    metavar="DEVICE",
+    default="cpu",
+    show_default=True,
+    help="Of the engine and of the reference: cpu, cuda or cuda:N.",
 )
+@click.option("--reference-device", metavar="DEVICE", help="Of the reference, if it is another.")
 @click.option("--threads", metavar="N", type=click.IntRange(min=1), help="Of the engine. Default: all cores.")
 @click.option(
     "--memory",
@@ -80,7 +86,8 @@ def verify(**options: Any) -> None:
     if command.quick and command.samples is not None:
         raise UsageError("--quick and --samples exclude each other")
     samples = command.samples or (_QUICK_SAMPLES if command.quick else _SAMPLES)
-    wanted = VerifyOptions(samples, command.device, command.threads, command.memory)
+    reference = command.reference_device or command.device
+    wanted = VerifyOptions(samples, reference, command.threads, command.memory, command.device)
     with progress_bars() as progress:
         report = run_verification(command.subject, command.against, wanted, progress)
     print_json(report.to_dict()) if command.as_json else _print_report(report)

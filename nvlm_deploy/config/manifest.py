@@ -2,24 +2,35 @@
 
 Everything that must agree when the bundle is opened is here. Standard library only: the runtime
 reads it. Paths are relative to the bundle, and nothing names the machine that built it.
+
+The manifest holds itself once more, compressed, so that a field that was changed can be named, with the
+value that it had. That is no signature: who writes both can write anything that the bundle's other files
+do not contradict.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from nvlm_deploy.config.mismatch import Mismatch, differences, refuse
 from nvlm_deploy.config.strict_json import from_json, to_json
 from nvlm_deploy.errors import NvlmError, VerificationError
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
+# Every other field stands in the graphs, too: these describe them, or come after them.
+_SETTLED_LATER = ("format_version", "vision", "llm", "files", "results")
+_COPY_KEY = "manifest_copy"
 _DIGEST_KEY = "manifest_sha256"
 _CHUNK_BYTES = 1 << 20
 
@@ -100,13 +111,14 @@ class EngineManifest:
         """The command that makes such a bundle again."""
         return _rebuild_command(self.recipe.get("name"), self.target.get("name"))
 
+    def record(self) -> dict[str, Any]:
+        """What was settled before the graphs were written; they carry it, too (`GraphFacts.record`)."""
+        fields = to_json(self)
+        return {name: fields[name] for name in fields if name not in _SETTLED_LATER}
+
     def write(self, directory: Path) -> None:
-        """Write `manifest.json` into `directory`, with its own digest as the last key."""
-        text = json.dumps({**to_json(self), _DIGEST_KEY: "0" * 64}, indent=2, ensure_ascii=False) + "\n"
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        head, zeros, tail = text.rpartition("0" * 64)
-        assert zeros, "the digest is the last value of the text above"
-        (directory / MANIFEST_NAME).write_bytes((head + digest + tail).encode())
+        """Write `manifest.json` into `directory`, with its copy and its own digest as the last keys."""
+        (directory / MANIFEST_NAME).write_bytes(sealed(to_json(self)).encode())
 
     @classmethod
     def read(cls, bundle: Path) -> EngineManifest:
@@ -114,26 +126,41 @@ class EngineManifest:
 
         Raises:
             NvlmError: there is none, or it was written by a version whose format is another.
-            VerificationError: its text has changed since it was written.
+            VerificationError: it has changed since it was written; names every field, with both values.
         """
         path = bundle / MANIFEST_NAME
         raw, text = _read_json(path)
         version = raw.get("format_version")
-        if version != FORMAT_VERSION:
+        hint = "rebuild it: " + _rebuild_command_of(raw)
+        if type(version) is not int or version != FORMAT_VERSION:
             raise NvlmError(
                 f"{path}: format_version is {version!r}, and this nvlm-deploy reads {FORMAT_VERSION}",
-                hint="rebuild it: " + _rebuild_command_of(raw),
+                hint=hint,
             )
-        digest = raw.pop(_DIGEST_KEY, None)
+        digest, copy = raw.pop(_DIGEST_KEY, None), raw.pop(_COPY_KEY, None)
+        refuse(_changed_fields(raw, copy), str(path), hint)
         blank = text.replace(digest, "0" * 64) if isinstance(digest, str) and len(digest) == 64 else ""
         if hashlib.sha256(blank.encode()).hexdigest() != digest:
             raise VerificationError(
-                f"{path} has changed since it was written: its digest does not hold",
-                hint="rebuild it: " + _rebuild_command_of(raw),
+                f"{path} has changed since it was written: {_DIGEST_KEY} is {digest!r}, and does not hold",
+                hint=hint,
             )
-        manifest = from_json(cls, raw, str(path))
-        _check_paths(manifest.files, path)
+        try:
+            manifest = from_json(cls, raw, str(path))
+            _check_paths(manifest.files, path)
+        except NvlmError as error:
+            raise NvlmError(error.message, hint=hint) from None
         return manifest
+
+
+def sealed(raw: dict[str, Any]) -> str:
+    """Return the text of `manifest.json` for its fields: with a copy of them, and the digest of the text."""
+    packed = zlib.compress(json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode(), 9)
+    seals = {_COPY_KEY: base64.b64encode(packed).decode(), _DIGEST_KEY: "0" * 64}
+    text = json.dumps({**raw, **seals}, indent=2, ensure_ascii=False) + "\n"
+    head, zeros, tail = text.rpartition("0" * 64)
+    assert zeros, "the digest is the last value of the text above"
+    return head + hashlib.sha256(text.encode()).hexdigest() + tail
 
 
 def collect_files(directory: Path, progress: ProgressCallback = no_progress) -> tuple[FileEntry, ...]:
@@ -157,11 +184,13 @@ def verify_files(bundle: Path, manifest: EngineManifest | None = None, *, digest
         VerificationError: a file is missing or has changed; the message names it.
     """
     manifest = manifest or EngineManifest.read(bundle)
-    for entry in manifest.files:
+    for index, entry in enumerate(manifest.files):
         problem = _difference(bundle / entry.path, entry, digests)
-        if problem:
+        if problem is not None:
+            field, text = problem
             raise VerificationError(
-                f"{bundle / entry.path} {problem}", hint="rebuild the bundle: " + manifest.rebuild_command
+                f"{bundle / entry.path} {text} (files.{index}.{field})",
+                hint="rebuild the bundle: " + manifest.rebuild_command,
             )
 
 
@@ -174,18 +203,30 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _difference(path: Path, entry: FileEntry, digests: bool) -> str | None:
+def _difference(path: Path, entry: FileEntry, digests: bool) -> tuple[str, str] | None:
+    """The field of `entry` that does not hold, and why."""
     if not path.is_file():
-        return "is missing from the bundle"
+        return "path", "is missing from the bundle"
     size = path.stat().st_size
     if size != entry.size:
-        return f"has changed since it was built: {size:,} bytes, the manifest says {entry.size:,}"
+        return "size", f"has changed since it was built: {size:,} bytes, the manifest says {entry.size:,}"
     if not digests:
         return None
     digest = file_sha256(path)
-    if digest != entry.sha256:
-        return f"has changed since it was built: its SHA-256 is {digest}, the manifest says {entry.sha256}"
-    return None
+    if digest == entry.sha256:
+        return None
+    changed = f"has changed since it was built: its SHA-256 is {digest}, the manifest says {entry.sha256}"
+    return "sha256", changed
+
+
+def _changed_fields(raw: dict[str, Any], copy: object) -> list[Mismatch]:
+    """The fields of a manifest that are not as they were written."""
+    try:
+        packed = base64.b64decode(str(copy), validate=True)
+        written = json.loads(zlib.decompress(packed))
+    except (binascii.Error, zlib.error, ValueError):
+        return [Mismatch(_COPY_KEY, copy, "it was written as", "the manifest once more")]
+    return differences(raw, written, "it was written as")
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:

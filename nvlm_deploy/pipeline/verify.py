@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +14,15 @@ import nvlm_deploy
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
-from nvlm_deploy.config.manifest import MANIFEST_NAME
+from nvlm_deploy.config.kit import KIT_NAME
+from nvlm_deploy.config.machine import tool_versions
+from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest
 from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
-from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.models.device import open_device
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.record import QuantizationRecord
@@ -58,14 +59,15 @@ _TOOLS = ("numpy", "onnxruntime", "pillow", "tokenizers", "torch")
 class VerifyOptions:
     """How much is looked at, and how.
 
-    samples: questions about images, at least 5. device: of the PyTorch reference. threads and memory are the
-    engine's, as in `nvlm-build run`.
+    samples: questions about images, at least 5. device: of the PyTorch reference. threads, memory and
+    engine_device are the engine's, as in `nvlm-build run`.
     """
 
     samples: int = DEFAULT_SAMPLES
     device: str = "cpu"
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
+    engine_device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.samples < LEAST_SAMPLES:
@@ -87,7 +89,15 @@ def verify_bundle(
         NvlmError: bundle or checkpoint is not in order.
     """
     began, options = time.perf_counter(), options or VerifyOptions()
-    subject = EngineSubject(bundle, SessionOptions(options.threads, options.memory), progress)
+    wanted = SessionOptions(options.threads, options.memory, options.engine_device)
+    backend = EngineManifest.read(bundle).backend
+    if backend != VERIFIABLE_BACKEND:
+        raise UnsuitableError(
+            f"{bundle} was compiled by {backend}, and only graphs of ONNX Runtime can be looked into",
+            hint="give --against the kit that it was compiled from, or compare answers on its device with "
+            "nvlm-eval; the same recipe can be verified with --target cpu-x86",
+        )
+    subject = EngineSubject(bundle, wanted, progress)
     manifest = subject.bundle.manifest
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
     limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
@@ -111,7 +121,7 @@ def verify_bundle(
         checks,
         measured,
     )
-    write_result(bundle, manifest, report.summary())
+    write_result(bundle, manifest, {**report.summary(), "device": options.engine_device})
     return report
 
 
@@ -160,8 +170,15 @@ def verify(
     options: VerifyOptions | None = None,
     progress: ProgressCallback = no_progress,
 ) -> VerifyReport:
-    """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint."""
+    """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint.
+
+    A bundle that was compiled from a kit is held against the kit, if that is what `against` is.
+    """
     options = options or VerifyOptions()
+    if (against / KIT_NAME).exists():
+        from nvlm_deploy.pipeline.verify_kit import verify_with_kit
+
+        return verify_with_kit(subject, against)
     open_device(options.device)
     if (subject / MANIFEST_NAME).exists():
         return verify_bundle(subject, against, options, progress)
@@ -234,7 +251,6 @@ def _report(
     checks: Sequence[Check],
     measured: Measured,
 ) -> VerifyReport:
-    versions = {name: metadata.version(name) for name in _TOOLS}
     kind, subject, against = named
     return VerifyReport(
         subject=subject,
@@ -243,7 +259,7 @@ def _report(
         recipe=made[0],
         target=made[1],
         checkpoint_fingerprint=run[0],
-        versions={"nvlm-deploy": nvlm_deploy.__version__, "python": platform.python_version(), **versions},
+        versions={"nvlm-deploy": nvlm_deploy.__version__, **tool_versions(_TOOLS)},
         seconds=time.perf_counter() - run[1],
         checks=tuple(checks),
         weights=measured.weights,

@@ -23,6 +23,11 @@ class Answer:
         self.first_token_top: tuple[tuple[int, float], ...] = ()
 
     @property
+    def end_id(self) -> int:
+        """The token that ends the answer."""
+        return self._eos_id
+
+    @property
     def last_id(self) -> int:
         """The token that goes into the next step; the end-of-turn token for finished rows."""
         return self._eos_id if self.finish_reason else self.output_ids[-1]
@@ -33,9 +38,12 @@ class Answer:
             return ""
         if not self.output_ids and self._request.top_logits:
             self.first_token_top = top_logits(logits, self._request.top_logits)
-        token = self._sampler.choose(logits)
+        return self.accept_token(self._sampler.choose(logits))
+
+    def accept_token(self, token: int) -> str:
+        """Take a token that was chosen elsewhere; return the text that is now certain."""
         if token == self._eos_id:
-            return self._finish("stop", self._decoder.finish())
+            return self.end()
         self.output_ids.append(token)
         self.text += self._decoder.push(token)
         if self._cut_at_stop_string():
@@ -43,6 +51,10 @@ class Answer:
         if len(self.output_ids) == self._max_new_tokens:
             return self._finish("length", self._decoder.finish())
         return self._release(len(self.text) - self._held_back())
+
+    def end(self) -> str:
+        """End the answer as the end of the turn does; return the rest of its text."""
+        return self._finish("stop", self._decoder.finish())
 
     def _finish(self, reason: FinishReason, rest: str) -> str:
         self.finish_reason = reason

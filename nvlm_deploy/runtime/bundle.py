@@ -6,16 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_deploy.backends import (
+    INFLIGHT_BACKENDS,
     DecoderSession,
+    InflightSession,
     SessionOptions,
     VisionSession,
     open_decoder_session,
+    open_inflight_session,
     open_vision_session,
+    take_part,
 )
-from nvlm_deploy.config.manifest import EngineManifest, verify_files
+from nvlm_deploy.config.machine import Machine
+from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_files
+from nvlm_deploy.config.mismatch import Mismatch, refuse
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError, VerificationError
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
+from nvlm_deploy.runtime.manifest_checks import (
+    COMPILED_BACKENDS,
+    config_mismatches,
+    file_mismatches,
+    graph_mismatches,
+    machine_mismatches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +48,37 @@ class Bundle:
 
         Raises:
             NvlmError: no bundle; a file that is missing or has changed.
+            VerificationError: a field of the manifest that another file contradicts.
         """
         manifest = EngineManifest.read(directory)
         verify_files(directory, manifest, digests=verify_digests)
         config = NvlmConfig.from_directory(directory)
+        contradicted = [*config_mismatches(manifest, config), *file_mismatches(manifest)]
+        _refuse(directory, manifest, contradicted, VerificationError)
         tokenizer = Tokenizer.from_directory(directory)
         prompts = PromptBuilder(tokenizer, config, manifest.prompt.mode)
         return cls(directory, manifest, config, tokenizer, prompts)
+
+
+def open_engine(
+    bundle: Bundle, options: SessionOptions
+) -> tuple[VisionSession, DecoderSession | InflightSession]:
+    """Open what answers requests: sessions that are driven step by step, or one that drives itself.
+
+    An engine of several ranks is opened by as many processes (mpirun); this returns in the first one only.
+
+    Raises:
+        NvlmError, UnsuitableError, VerificationError: as `open_sessions`.
+    """
+    manifest, directory = bundle.manifest, bundle.directory
+    if manifest.backend not in INFLIGHT_BACKENDS:
+        return open_sessions(bundle, options)
+    _check_machine(bundle)
+    tokens = manifest.tiler.visual_tokens_per_tile
+    take_part(manifest.backend, directory, manifest.llm, tokens)
+    # First, so that its memory is taken before keys and values get a share of the rest.
+    vision = open_vision_session(manifest.vision["backend"], directory / manifest.vision["model"], options)
+    return vision, open_inflight_session(manifest.backend, directory, manifest.llm, tokens)
 
 
 def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSession, DecoderSession]:
@@ -48,9 +86,28 @@ def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSessio
 
     Raises:
         NvlmError: the backend is unknown here, or its library refuses a graph.
+        UnsuitableError: the engine was compiled for another machine, or the device is not there.
+        VerificationError: a field of the manifest that a graph contradicts.
     """
+    manifest, directory = bundle.manifest, bundle.directory
+    if manifest.backend in INFLIGHT_BACKENDS:
+        raise UsageError(
+            f"engines of {manifest.backend} give tokens and no logits",
+            hint="nvlm-build verify BUNDLE --against KIT asks them the probes of their kit",
+        )
+    _check_machine(bundle)
+    vision = open_vision_session(manifest.backend, directory / manifest.vision["model"], options)
+    _refuse(directory, manifest, graph_mismatches(manifest, "vision", vision.facts), VerificationError)
+    decoder = open_decoder_session(manifest.backend, directory / manifest.llm["model"], options)
+    _refuse(directory, manifest, graph_mismatches(manifest, "llm", decoder.facts), VerificationError)
+    return vision, decoder
+
+
+def _check_machine(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    return (
-        open_vision_session(manifest.backend, bundle.directory / manifest.vision["model"], options),
-        open_decoder_session(manifest.backend, bundle.directory / manifest.llm["model"], options),
-    )
+    if manifest.backend in COMPILED_BACKENDS:
+        _refuse(bundle.directory, manifest, machine_mismatches(manifest, Machine.here()), UnsuitableError)
+
+
+def _refuse(directory: Path, manifest: EngineManifest, found: list[Mismatch], error: type[NvlmError]) -> None:
+    refuse(found, str(directory / MANIFEST_NAME), "rebuild it: " + manifest.rebuild_command, error)

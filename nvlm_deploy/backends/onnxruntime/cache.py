@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32
+from nvlm_deploy.backends.protocol import Int32
+
+# Makes an owner of device memory with the contents of an array; it has `data_ptr()`.
+Allocate = Callable[[NDArray[Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory of a device, or rows of it. dtype: of its numbers. owner: keeps the memory."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    owner: Any
+
+    def row(self, index: int) -> Buffer:
+        """Return one row, [1, ...], in the same memory."""
+        size = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        return Buffer(self.pointer + index * size, (1, *self.shape[1:]), self.dtype, self.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a session's buffers are, and how one is made. device: `cpu` or `cuda`; number: which of them."""
+
+    device: str
+    number: int
+    allocate: Allocate
+    new_binding: Callable[[], Any]
+
+    def zeros(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Buffer:
+        """Allocate a buffer of zeros."""
+        owner = self.allocate(np.zeros(shape, dtype))
+        return Buffer(owner.data_ptr(), shape, dtype, owner)
 
 
 class OrtKvCache:
-    """One key and one value buffer per layer, float32 [B, KV heads, capacity, head size].
+    """One key and one value buffer per layer, [B, KV heads, capacity, head size], on the session's device.
 
     `lengths` int32 [B] counts the tokens of each row; smaller numbers written into it drop the last ones.
     `binding` holds the buffers bound to the graph's past inputs and present outputs, so that a step
     binds nothing but its own small tensors.
     """
 
-    def __init__(self, buffers: dict[str, Float32], lengths: Int32, new_binding: Callable[[], Any]) -> None:
-        self.buffers, self.new_binding = buffers, new_binding
+    def __init__(self, buffers: Mapping[str, Buffer], lengths: Int32, memory: Memory) -> None:
+        self.buffers, self.memory = buffers, memory
         self.lengths = lengths
-        self.binding = new_binding()
+        self.binding = memory.new_binding()
         for name, buffer in buffers.items():
-            place = (np.float32, list(buffer.shape), buffer.ctypes.data)
-            self.binding.bind_input(f"past_{name}", "cpu", 0, *place)
-            self.binding.bind_output(f"present_{name}", "cpu", 0, *place)
+            place = (memory.device, memory.number, buffer.dtype, list(buffer.shape), buffer.pointer)
+            self.binding.bind_input(f"past_{name}", *place)
+            self.binding.bind_output(f"present_{name}", *place)
 
     @classmethod
     def empty(
-        cls, layers: int, shape: tuple[int, int, int, int], new_binding: Callable[[], Any]
+        cls, layers: int, shape: tuple[int, int, int, int], dtype: type[np.generic], memory: Memory
     ) -> OrtKvCache:
         """Return a cache without tokens; `shape` is [B, KV heads, capacity, head size]."""
         # Zeros, because a kernel may multiply what lies behind a row's end with a probability of zero.
         names = [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
-        buffers = {name: np.zeros(shape, np.float32) for name in names}
-        return cls(buffers, np.zeros(shape[0], np.int32), new_binding)
+        buffers = {name: memory.zeros(shape, dtype) for name in names}
+        return cls(buffers, np.zeros(shape[0], np.int32), memory)
 
     @property
     def capacity(self) -> int:
@@ -44,6 +80,5 @@ class OrtKvCache:
 
     def row(self, index: int) -> OrtKvCache:
         """Return one row as a cache of its own, in the same memory."""
-        rows = slice(index, index + 1)
-        buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
-        return OrtKvCache(buffers, self.lengths[rows], self.new_binding)
+        buffers = {name: buffer.row(index) for name, buffer in self.buffers.items()}
+        return OrtKvCache(buffers, self.lengths[index : index + 1], self.memory)

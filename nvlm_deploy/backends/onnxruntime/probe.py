@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.onnxruntime.session import open_graph
+from nvlm_deploy.backends.onnxruntime.library import input_type, open_graph
 from nvlm_deploy.backends.protocol import Float32, Int64, SessionOptions
 from nvlm_deploy.errors import NvlmError
 
@@ -35,6 +35,9 @@ class GraphProbe:
         graph = _with_outputs(path, readers)
         self._names = list(readers)
         self._session = open_graph(path, options, graph)
+        self._cache_type: type[np.generic] = np.float32
+        if any(value.name == "past_key.0" for value in self._session.get_inputs()):
+            self._cache_type = input_type(self._session, "past_key.0")
         self._inputs = {value.name: value for value in self._session.get_inputs()}
 
     def tiles(self, tiles: NDArray[np.uint8], positions: Int64) -> dict[str, Float32]:
@@ -64,7 +67,7 @@ class GraphProbe:
         for name, value in self._inputs.items():
             if name.startswith(("past_key.", "past_value.")):
                 _, heads, _, size = value.shape
-                feeds[name] = np.zeros((1, heads, length, size), np.float32)
+                feeds[name] = np.zeros((1, heads, length, size), self._cache_type)
         return self._run(feeds, positions)
 
     def _run(

@@ -1,26 +1,21 @@
-"""Run engines with ONNX Runtime on the CPU. The only module that imports onnxruntime.
+"""Run engines with ONNX Runtime, on the CPU or on a GPU.
 
 Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidden size, T tiles.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.cache import OrtKvCache
-from nvlm_deploy.backends.onnxruntime.step import Step
+from nvlm_deploy.backends.onnxruntime.library import device_memory, graph_facts, input_type, open_graph
 from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.errors import NvlmError
-
-_ERRORS_ONLY = 3
-_CONTEXT_KEY = "nvlm.context_length"
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OrtVisionSession:
@@ -28,6 +23,7 @@ class OrtVisionSession:
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
         self._session = open_graph(path, options)
+        self.facts = graph_facts(self._session)
         self._tile_shape = tuple(self._session.get_inputs()[0].shape[1:])
         self._token_shape = tuple(self._session.get_outputs()[0].shape[1:])
 
@@ -46,17 +42,21 @@ class OrtVisionSession:
 
 
 class OrtDecoderSession:
-    """Token ids and visual tokens to logits; keys and values are updated in place."""
+    """Token ids and visual tokens to logits; keys and values are updated in place, on the device."""
 
-    def __init__(self, path: Path, options: SessionOptions) -> None:
-        self._session = open_graph(path, options)
+    def __init__(self, path: Path, options: SessionOptions, changed: bytes | None = None) -> None:
+        """Open the graph at `path`, or `changed` in its place, with the weights beside `path`."""
+        self._session = open_graph(path, options, changed)
+        self._memory = device_memory(self._session, options.device)
         self._piece = options.prefill_chunk
+        self.facts = graph_facts(self._session)
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._hidden_size = int(shapes["visual_tokens"][1])
         _, self._kv_heads, _, self._head_dim = shapes["past_key.0"]
+        self._cache_type = input_type(self._session, "past_key.0")
         self._layers = sum(name.startswith("past_key.") for name in shapes)
         self._vocab_size = int(self._session.get_outputs()[0].shape[2])
-        self._context_length = int(self._session.get_modelmeta().custom_metadata_map[_CONTEXT_KEY])
+        self._context_length = self.facts.context_length or 0
 
     @property
     def context_length(self) -> int:
@@ -70,13 +70,9 @@ class OrtDecoderSession:
 
     def new_cache(self, batch: int, capacity: int) -> OrtKvCache:
         """Return an empty cache for `batch` rows of up to `capacity` tokens."""
-        if not 1 <= capacity <= self._context_length:
-            raise NvlmError(
-                f"a cache of {capacity} tokens does not fit this engine's context of {self._context_length}",
-                hint="shorten the prompt or the answer, or build the engine with a larger context",
-            )
+        check_capacity(capacity, self._context_length)
         shape = (batch, self._kv_heads, capacity, self._head_dim)
-        return OrtKvCache.empty(self._layers, shape, self._session.io_binding)
+        return OrtKvCache.empty(self._layers, shape, self._cache_type, self._memory)
 
     def run(
         self,
@@ -100,7 +96,7 @@ class OrtDecoderSession:
             vocab_size=self._vocab_size,
         )
         before_B = cache.lengths.copy()
-        _check_room(step, cache)
+        step.check_room(cache)
         try:
             logits_BPV = self._run_rows(step, cache)
         except BaseException:
@@ -148,44 +144,4 @@ class OrtDecoderSession:
         return logits_BPV
 
 
-def _check_room(step: Step, cache: OrtKvCache) -> None:
-    if len(cache.lengths) != len(step.new_B):
-        raise NvlmError(f"the cache has {len(cache.lengths)} rows and the step {len(step.new_B)}")
-    needed = int((cache.lengths + step.new_B).max())
-    if needed > cache.capacity:
-        raise NvlmError(
-            f"{needed} tokens do not fit into a cache of {cache.capacity}",
-            hint="shorten the prompt, or ask for fewer new tokens",
-        )
-
-
-def open_graph(path: Path, options: SessionOptions, changed: bytes | None = None) -> ort.InferenceSession:
-    """Open a graph by its path, so that weights in its data file are mapped and never read as a whole.
-
-    `changed` is opened in its place, with the weights beside `path`.
-
-    Raises:
-        NvlmError: the file is missing or damaged.
-    """
-    settings = ort.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
-    settings.intra_op_num_threads = options.threads or _usable_cpus()
-    if options.memory == "mapped":
-        # Repacked weights, and casts that the optimizer computes ahead, would be copies in memory.
-        settings.add_session_config_entry("session.disable_prepacking", "1")
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if changed is not None:
-        settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
-    try:
-        return ort.InferenceSession(changed or str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise NvlmError(
-            f"{path} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="the file is missing or damaged; build the bundle again",
-        ) from error
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+open_vision, open_decoder = OrtVisionSession, OrtDecoderSession

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 import pytest
 
 from nvlm_deploy.config.manifest import (
+    FORMAT_VERSION,
     EngineManifest,
     FileEntry,
     PartSize,
     PromptSettings,
     TilerSettings,
     collect_files,
+    sealed,
     verify_files,
 )
 from nvlm_deploy.errors import NvlmError, VerificationError
@@ -27,7 +28,7 @@ def bundle(tmp_path: Path) -> Path:
     (tmp_path / "llm" / "decoder.onnx").write_bytes(b"graph")
     (tmp_path / "config.json").write_text("{}")
     manifest = EngineManifest(
-        format_version=2,
+        format_version=FORMAT_VERSION,
         project_version="0.1.0",
         variant="D",
         backend="onnxruntime",
@@ -50,13 +51,11 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def edit(bundle: Path, change: Any) -> None:
-    """Change the parsed manifest and write it again with a digest that holds."""
+    """Change the parsed manifest and write it again as its own writer would."""
     raw = json.loads((bundle / "manifest.json").read_text())
-    raw.pop("manifest_sha256")
+    del raw["manifest_sha256"], raw["manifest_copy"]
     change(raw)
-    text = json.dumps({**raw, "manifest_sha256": "0" * 64})
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    (bundle / "manifest.json").write_text(text.replace("0" * 64, digest))
+    (bundle / "manifest.json").write_text(sealed(raw))
 
 
 def test_what_is_written_is_read_again(bundle: Path) -> None:
@@ -100,16 +99,36 @@ def test_any_changed_byte_of_the_manifest_is_found(bundle: Path, place: int) -> 
         EngineManifest.read(bundle)
 
 
-def test_a_changed_number_in_the_manifest_is_found(bundle: Path) -> None:
+def test_a_changed_number_is_named_with_both_values_and_the_command(bundle: Path) -> None:
     path = bundle / "manifest.json"
     path.write_text(path.read_text().replace('"context": 4096', '"context": 8192'))
-    with pytest.raises(VerificationError, match=r"manifest\.json has changed since it was written"):
+    with pytest.raises(VerificationError, match="context is 8192, and it was written as 4096") as caught:
+        EngineManifest.read(bundle)
+    assert "--recipe int4-rtn --target cpu-x86" in (caught.value.hint or "")
+
+
+def test_several_changes_are_all_named(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    text = path.read_text().replace('"tile_size": 112', '"tile_size": 448').replace('"D"', '"X"')
+    path.write_text(text)
+    with pytest.raises(VerificationError, match=r'variant is "X".*"D"; tiler\.tile_size is 448.*112'):
+        EngineManifest.read(bundle)
+
+
+def test_a_spoiled_copy_is_no_way_round(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "manifest_copy": "AAAA"}))
+    with pytest.raises(VerificationError, match='manifest_copy is "AAAA"'):
+        EngineManifest.read(bundle)
+    path.write_text(json.dumps({**raw, "manifest_sha256": "0" * 64}))
+    with pytest.raises(VerificationError, match="manifest_sha256 is '0000"):
         EngineManifest.read(bundle)
 
 
 def test_another_format_names_both_versions_and_the_command(bundle: Path) -> None:
     edit(bundle, lambda raw: raw.update(format_version=7, novelty=1))
-    with pytest.raises(NvlmError, match="format_version is 7, and this nvlm-deploy reads 2") as caught:
+    with pytest.raises(NvlmError, match="format_version is 7, and this nvlm-deploy reads 3") as caught:
         EngineManifest.read(bundle)
     assert caught.value.hint is not None
     assert "--recipe int4-rtn --target cpu-x86" in caught.value.hint
