@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ DEVICES = {80: "a100-80gb", 86: "l40s-48gb", 89: "l40s-48gb", 120: "rtx-5090-32g
 
 
 def arguments(checkpoint: Path, target: str, output: Path, recipe: str, *sets: str) -> list[str]:
-    changes = ["backend=tensorrt_rtx", f"target.max_context={CONTEXT}", *sets]
+    changes = ["backend=tensorrt_rtx"] if not any(each.startswith("backend=") for each in sets) else []
+    changes += [f"target.max_context={CONTEXT}", *sets]
     named = ["--recipe", recipe, "--target", target, "-o", str(output)]
     return ["engine", str(checkpoint), *named, *(text for each in changes for text in ("--set", each))]
 
@@ -93,6 +95,18 @@ def test_what_a_gpu_does_not_have_is_refused_before_any_work(
     assert "needs a GPU of compute capability 8.9, and a100-80gb has 8.0" in capsys.readouterr().err
     assert run(arguments(tiny_checkpoint, "l40s-48gb", tmp_path / "b", "fp16", "target.sm=90")) == 3
     assert "TensorRT-RTX compiles for" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_plans_of_tensorrt_are_made_on_their_device(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = arguments(tiny_checkpoint, "jetson-agx-orin-64gb", tmp_path / "b", "fp16", "backend=tensorrt")
+    assert run([*named, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert run(named) == 3
+    assert "TensorRT cannot be used here" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
