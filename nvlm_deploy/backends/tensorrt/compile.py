@@ -52,9 +52,10 @@ class CompileJob:
 
 @dataclass(frozen=True, slots=True)
 class CompileResult:
-    """seconds: of parse and build. peak_bytes: of the process. version: of the library."""
+    """seconds: of parse and build. cpu_seconds, peak_bytes: of the process. version: of the library."""
 
     seconds: float
+    cpu_seconds: float
     bytes: int
     peak_bytes: int
     version: str
@@ -132,8 +133,7 @@ def _run(job: CompileJob) -> CompileResult:
         raise NvlmError("the builder made no plan")
     with Path(job.plan).open("wb") as file:
         file.write(plan)
-    # Kibibytes on Linux, of this process alone.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
     return CompileResult(round(time.perf_counter() - start, 3), int(plan.nbytes), peak, str(trt.__version__))
 
 
