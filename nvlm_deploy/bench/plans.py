@@ -52,6 +52,7 @@ class PlanRow:
     weights: int
     bytes: int = 0
     seconds: float = 0
+    cpu_seconds: float = 0
     peak_bytes: int = 0
     version: str = ""
     refused: str = ""
@@ -131,7 +132,7 @@ def _rows(
         output = directory / f"{part}-{form}-{sm}.plan"
         made = compile_graph(graph.job(LIBRARY, target, source, output))
         output.unlink()
-        yield PlanRow(part, form, sm, size, made.bytes, made.seconds, made.peak_bytes, made.version)
+        yield PlanRow(part, form, sm, size, **asdict(made))
     source.with_name(source.name + ".data").unlink()
 
 

@@ -34,12 +34,17 @@ def plans(shape: str, capabilities: tuple[int, ...], context: int, as_json: bool
 def _print_rows(rows: list[PlanRow]) -> None:
     from nvlm_deploy.cli.output import print_table
 
-    table = [("part", "format", "SM", "weights MB", "plan MB", "build s", "peak MB")]
+    table = [("part", "format", "SM", "weights MB", "plan MB", "build s", "CPU s", "peak MB")]
     for row in rows:
-        made = ("refused", "", "") if row.refused else _figures(row)
+        made = ("refused", "", "", "") if row.refused else _figures(row)
         table.append((row.part, row.form, str(row.sm), f"{row.weights / 1e6:.1f}", *made))
-    print_table(table, right=(2, 3, 4, 5, 6))
+    print_table(table, right=(2, 3, 4, 5, 6, 7))
 
 
-def _figures(row: PlanRow) -> tuple[str, str, str]:
-    return f"{row.bytes / 1e6:.1f}", f"{row.seconds:.1f}", f"{row.peak_bytes / 1e6:.0f}"
+def _figures(row: PlanRow) -> tuple[str, str, str, str]:
+    return (
+        f"{row.bytes / 1e6:.1f}",
+        f"{row.seconds:.1f}",
+        f"{row.cpu_seconds:.1f}",
+        f"{row.peak_bytes / 1e6:.0f}",
+    )

@@ -134,7 +134,14 @@ def _run(job: CompileJob) -> CompileResult:
     with Path(job.plan).open("wb") as file:
         file.write(plan)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return CompileResult(round(time.perf_counter() - start, 3), int(plan.nbytes), peak, str(trt.__version__))
+    return CompileResult(
+        seconds=round(time.perf_counter() - start, 3),
+        cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
+        bytes=int(plan.nbytes),
+        # Linux counts in KiB.
+        peak_bytes=used.ru_maxrss * 1024,
+        version=str(trt.__version__),
+    )
 
 
 def _check_device(trt: Any, job: CompileJob) -> None:
