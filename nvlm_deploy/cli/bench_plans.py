@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @click.option("--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plans(shape: str, capabilities: tuple[int, ...], context: int, as_json: bool) -> None:
-    """Compile TensorRT-RTX plans of a named shape with random weights, and print sizes and build times.
+    """Compile TensorRT-RTX plans of a named shape: sizes and build times.
 
-    No GPU is needed. The checkpoint and the plans are made in a temporary directory and removed.
+    Weights are random, and no GPU is needed. The checkpoint and the plans are made in a temporary directory and removed.
     """
     from nvlm_deploy.bench.plans import DEFAULT_CAPABILITIES, bench_plans
     from nvlm_deploy.cli.output import print_json, progress_bars
