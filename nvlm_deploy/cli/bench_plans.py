@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plans(shape: str, capabilities: tuple[int, ...], context: int, as_json: bool) -> None:
     """Compile TensorRT-RTX plans of a named shape: sizes and build times.
 
-    Weights are random, and no GPU is needed. The checkpoint and the plans are made in a temporary directory and removed.
+    Weights are random, and no GPU is needed. All that is made is in a temporary directory, and removed.
     """
     from nvlm_deploy.bench.plans import DEFAULT_CAPABILITIES, bench_plans
     from nvlm_deploy.cli.output import print_json, progress_bars
