@@ -28,6 +28,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     QuantizeRequest,
     plan_quantize,
 )
+from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, tokenizer_bytes, with_hints
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
@@ -66,6 +67,7 @@ class EnginePlan:
 
     quantize: what makes the quantized checkpoint that `weights` stands for; None if it is there.
     calibration: the set whose tiles a 16-bit tower is tried with.
+    device: what the engine needs and reaches on its target; it may not fit.
     """
 
     output: Path
@@ -80,7 +82,8 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
-    calibration: str = DEFAULT_CALIBRATION
+    calibration: str
+    device: DevicePlan
 
     @property
     def checkpoint(self) -> Path:
@@ -118,13 +121,9 @@ class EnginePlan:
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
         return {
+            **self.device.to_dict(),
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
-            "variant": self.config.variant,
-            "backend": self.target.backend,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "target": self.target.model_dump(mode="json"),
-            "context": self.context,
             "sizes": [{"part": size.part, "before": size.before, "after": size.after} for size in self.sizes],
             "kept": [
                 {"tensor": name, "format": tensor.storage.format, "reason": tensor.kept}
@@ -134,7 +133,7 @@ class EnginePlan:
             "files": list(self.files),
             "disk_needed": self.disk_needed,
             "disk_free": self.disk_free,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.device.notes],
         }
 
 
@@ -170,6 +169,8 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     needed = _OVERHEAD_BYTES + maker.disk_bytes(quantization)
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
+    load = Workload(config.max_tiles, context, target.limits.max_batch)
+    question = Question(config, target, Parallel(), load, tokenizer_bytes(request.checkpoint))
     return EnginePlan(
         output=request.output,
         weights=weights,
@@ -184,6 +185,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         notes=target.notes(),
         quantize=quantize,
         calibration=request.calibration,
+        device=with_hints(question, question.plan_resolved(recipe, resolved)),
     )
 
 
