@@ -11,7 +11,7 @@ from nvlm_deploy.config.thresholds import VerifyThresholds, default_thresholds
 WeightType = Literal["fp32", "fp16", "int8", "int4", "fp8", "nvfp4"]
 ActivationType = Literal["fp32", "int8", "int8-static", "fp8", "nvfp4"]
 CalibratedAlgorithm = Literal["max", "awq", "smoothquant", "gptq"]
-EngineName = Literal["onnxruntime", "tensorrt-llm", "tensorrt", "vllm"]
+EngineName = Literal["onnxruntime", "tensorrt_llm", "tensorrt", "tensorrt_rtx", "vllm"]
 
 FLOAT_TYPES: tuple[WeightType, ...] = ("fp32", "fp16")
 NVFP4_GROUP = 16

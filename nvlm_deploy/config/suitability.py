@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.target import Target, capability
+from collections.abc import Iterator
+
+from nvlm_deploy.config.recipe import ActivationType, Recipe, WeightFormat
+from nvlm_deploy.config.target import Backend, Target, capability
 from nvlm_deploy.errors import UnsuitableError
 
 # The backends whose engines are written; the others read quantized checkpoints.
-ENGINE_BACKENDS = ("onnxruntime",)
+ENGINE_BACKENDS: tuple[Backend, ...] = ("onnxruntime",)
+
+# What a format of activations is multiplied in; all others leave it to the weights' format.
+_ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8": "fp8", "nvfp4": "nvfp4"}
 
 
 def check_engine(recipe: Recipe, target: Target) -> None:
@@ -23,25 +28,65 @@ def check_engine(recipe: Recipe, target: Target) -> None:
             hint="use --target cpu-x86 or cpu-arm64; for a GPU, nvlm-build quantize --target "
             f"{target.name} writes the checkpoint that an engine is made from",
         )
+    check_backend(recipe, target)
+    check_target(recipe, target)
+
+
+def check_backend(recipe: Recipe, target: Target) -> None:
+    """Refuse a recipe that the chosen maker of engines does not take.
+
+    Raises:
+        UnsuitableError: names recipe and backend.
+    """
     if target.backend not in recipe.engines:
         raise UnsuitableError(
             f"recipe {recipe.name} is for {' and '.join(recipe.engines)}, and engines for {target.name} are "
             f"made by {target.backend}",
             hint="nvlm-build recipes shows which engines take which recipe",
         )
-    check_target(recipe, target)
 
 
 def check_target(recipe: Recipe, target: Target) -> None:
-    """Refuse a recipe whose arithmetic a target's GPU does not have.
+    """Refuse a recipe whose arithmetic a target's GPU, or its engines, do not have.
 
     Raises:
-        UnsuitableError: names both compute capabilities.
+        UnsuitableError: names both compute capabilities, or the precision and the backend.
     """
-    if recipe.needs_sm is None or target.sm is None or target.sm >= recipe.needs_sm:
-        return
-    raise UnsuitableError(
-        f"recipe {recipe.name} needs a GPU of compute capability {capability(recipe.needs_sm)}, and "
-        f"{target.name} has {capability(target.sm)}",
-        hint="int8-sq and int4-awq run from 8.0 on: nvlm-build recipes shows what each one needs",
-    )
+    if recipe.needs_sm is not None and target.sm is not None and target.sm < recipe.needs_sm:
+        raise UnsuitableError(
+            f"recipe {recipe.name} needs a GPU of compute capability {capability(recipe.needs_sm)}, and "
+            f"{target.name} has {capability(target.sm)}",
+            hint="int8-sq and int4-awq run from 8.0 on: nvlm-build recipes shows what each one needs",
+        )
+    for part, precision, backend in _needed(recipe, target):
+        if not target.supports(precision, backend):
+            raise UnsuitableError(
+                f"recipe {recipe.name} has {part} in {precision}, which {backend} does not multiply with on "
+                f"{target.name}: {', '.join(target.precisions[backend])}",
+                hint="nvlm-build recipes shows the formats of all recipes; nvlm-build plan --recipe auto "
+                f"--target {target.name} ranks them",
+            )
+
+
+def _needed(recipe: Recipe, target: Target) -> Iterator[tuple[str, str, Backend]]:
+    """Part, precision and maker of everything that is multiplied. TensorRT-LLM's tower is TensorRT's."""
+    separate = target.backend == "tensorrt_llm" and "tensorrt" in target.precisions
+    tower: Backend = "tensorrt" if separate else target.backend
+    weights = recipe.weights
+    for part, backend in (
+        ("vision", tower),
+        ("projector", tower),
+        ("language", target.backend),
+        ("lm_head", target.backend),
+    ):
+        for precision in _precisions(weights.of(part)):
+            yield part, precision, backend
+    for rule in recipe.layers:
+        for precision in _precisions(rule):
+            vision = rule.match.startswith(("vision", "projector"))
+            yield f"'{rule.match}'", precision, tower if vision else target.backend
+
+
+def _precisions(weights: WeightFormat) -> tuple[str, ...]:
+    activations = _ACTIVATION_PRECISIONS.get(weights.activations)
+    return (weights.format,) if activations is None else (weights.format, activations)

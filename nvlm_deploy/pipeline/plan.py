@@ -19,7 +19,7 @@ from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.suitability import check_engine
-from nvlm_deploy.config.target import Target
+from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
 from nvlm_deploy.pipeline.quantize_plan import (
@@ -41,7 +41,6 @@ COPIED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.jso
 
 # Graphs without weights, tables of rotary angles, tokenizer, and what the file system adds.
 _OVERHEAD_BYTES = 64 << 20
-_TARGET_PREFIX = "target."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,8 @@ class BuildRequest:
     """What a user asks for.
 
     checkpoint: as released, or quantized. recipe: a quantized checkpoint has its own. overrides:
-    `key.path=value`, for the target with `target.` before them, for the calibration set with `calibration.`.
+    `key.path=value`, for the target with `target.` before them (`backend=` is the target's, too), for the
+    calibration set with `calibration.`.
     """
 
     checkpoint: Path
@@ -138,10 +138,11 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         NvlmError: the checkpoint, its tokenizer or a file of the catalog is not in order.
     """
     check_output(request.output)
-    overrides = _split_overrides(request.overrides)
-    target = load_yaml_model("target", request.target, Target, overrides[_TARGET_PREFIX])
+    of_target, others = split_target_overrides(request.overrides)
+    target = load_target(request.target, of_target)
     weights = open_weights(request.checkpoint)
-    recipe = _read_recipe(request, weights, overrides[""])
+    of_recipe = [text for text in others if not text.startswith(CALIBRATION_PREFIX)]
+    recipe = _read_recipe(request, weights, of_recipe)
     check_engine(recipe, target)
     quantize = _plan_quantize(request, recipe, weights)
     config = weights.reader.config
@@ -204,20 +205,11 @@ def _plan_quantize(request: BuildRequest, recipe: Recipe, weights: ModelWeights)
             request.recipe,
             output.with_name(f".{output.name}.quantized"),
             request.calibration,
-            overrides=tuple(text for text in request.overrides if not text.startswith(_TARGET_PREFIX)),
+            overrides=tuple(split_target_overrides(request.overrides)[1]),
             device=request.device,
             intermediate=True,
         )
     )
-
-
-def _split_overrides(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Overrides by their prefix, without it; those of the recipe have none."""
-    split: dict[str, list[str]] = {_TARGET_PREFIX: [], CALIBRATION_PREFIX: [], "": []}
-    for text in overrides:
-        prefix = next(prefix for prefix in split if text.startswith(prefix))
-        split[prefix].append(text.removeprefix(prefix))
-    return split
 
 
 def _check_stored(plan: QuantizationPlan, weights: QuantizedWeights) -> None:

@@ -16,7 +16,7 @@ from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.suitability import check_target
-from nvlm_deploy.config.target import Target
+from nvlm_deploy.config.target import load_target
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.models.device import open_device
 from nvlm_deploy.pipeline.atomic import check_output, require_space
@@ -132,7 +132,7 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
             hint=f"nvlm-build engine {request.checkpoint} --recipe {recipe.name}",
         )
     if request.target is not None:
-        check_target(recipe, load_yaml_model("target", request.target, Target))
+        check_target(recipe, load_target(request.target))
     calibration, directory = None, Path()
     if recipe.needs_calibration:
         calibration, directory = read_calibration_set(request.calibration, of_set)

@@ -13,7 +13,7 @@ from nvlm_deploy.errors import NvlmError, did_you_mean
 _EMBEDDING = "language.embed_tokens.weight"
 # Matrices with one input, of which a fused one is made; each by the first of its row.
 _FUSED_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-_FUSING_ENGINES: tuple[EngineName, ...] = ("tensorrt-llm", "vllm")
+_FUSING_ENGINES: tuple[EngineName, ...] = ("tensorrt_llm", "vllm")
 _GLOB_HINT = "patterns are globs over the names of parameters"
 
 

@@ -152,14 +152,7 @@ class TestDevice:
         self, tiny_checkpoint: Path, tmp_path: Path, refused: Refused, sm: int, recipe: str
     ) -> None:
         target = tmp_path / "device.yaml"
-        keys = {
-            "name": "device",
-            "description": "of a test",
-            "backend": "tensorrt-llm",
-            "architecture": "aarch64",
-            "sm": sm,
-            "max_context": 4096,
-        }
+        keys = {"extends": "jetson-agx-orin-64gb", "name": "device", "sm": sm}
         target.write_text(yaml.safe_dump(keys))
         text = refused(tiny_checkpoint, recipe, "--target", str(target), code=UNSUITABLE)
         needed = {"fp8": "8.9", "nvfp4": "10.0"}[recipe]

@@ -12,11 +12,14 @@ from nvlm_deploy.config.catalog import find, list_names
 
 def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["targets"]) == 0
-    headings, *lines = capsys.readouterr().out.splitlines()
-    assert headings.split() == ["target", "SM", "backend"]
+    table, _, legend = capsys.readouterr().out.partition("\n\n")
+    headings, *lines = table.splitlines()
+    assert headings.split() == ["target", "SM", "memory", "usable", "GB/s", "TFLOPS", "backends"]
     assert [line.split()[0] for line in lines] == list(list_names("target"))
-    capabilities = {line.split()[0]: line.split()[1] for line in lines}
-    assert (capabilities["jetson-agx-orin-64"], capabilities["cpu-x86"]) == ("8.7", "-")
+    rows = {line.split()[0]: line.split(maxsplit=6)[1:] for line in lines}
+    assert rows["jetson-agx-orin-64gb"] == ["8.7", "64", "60", "204.8", "42.5", "tensorrt_llm, tensorrt"]
+    assert rows["cpu-x86"] == ["-"] * 5 + ["onnxruntime"]
+    assert "--set backend=NAME" in legend
 
 
 def test_recipes_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +30,7 @@ def test_recipes_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == list(list_names("recipe"))
     (fp8,) = (line.split(maxsplit=6) for line in lines if line.startswith("fp8 "))
     assert fp8[1:6] == ["1.110", "1.000", "87.5", "8.9", "needed"]
-    assert fp8[6] == "tensorrt-llm, tensorrt, vllm, onnxruntime"
+    assert fp8[6] == "tensorrt_llm, tensorrt, tensorrt_rtx, vllm, onnxruntime"
     assert "B/weight: bytes of a weight" in legend
 
 

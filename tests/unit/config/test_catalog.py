@@ -47,23 +47,23 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_a_repeated_key_is_an_error_with_its_line(target_file: Path) -> None:
-    target_file.write_text(target_file.read_text() + "backend: onnxruntime\n")
+    target_file.write_text(target_file.read_text() + "architecture: x86_64\n")
     lines = target_file.read_text().count("\n")
-    with pytest.raises(NvlmError, match=rf"board\.yaml:{lines}: the key 'backend' is there twice"):
+    with pytest.raises(NvlmError, match=rf"board\.yaml:{lines}: the key 'architecture' is there twice"):
         load_yaml_model("target", str(target_file), Target)
 
 
 def test_an_unknown_key_names_file_and_key(target_file: Path) -> None:
-    target_file.write_text(target_file.read_text().replace("max_context:", "max_contxt:"))
-    with pytest.raises(NvlmError, match=r"board\.yaml: the key 'max_contxt' is not known \(and 1 more\)"):
+    target_file.write_text(target_file.read_text().replace("architecture:", "architectre:"))
+    with pytest.raises(NvlmError, match=r"board\.yaml: the key 'architectre' is not known \(and 1 more\)"):
         load_yaml_model("target", str(target_file), Target)
 
 
 def test_an_extra_key_brings_the_nearest_one(target_file: Path) -> None:
-    target_file.write_text(target_file.read_text() + "backendd: onnxruntime\n")
-    with pytest.raises(NvlmError, match=r"board\.yaml: the key 'backendd' is not known") as caught:
+    target_file.write_text(target_file.read_text() + "versionz: {}\n")
+    with pytest.raises(NvlmError, match=r"board\.yaml: the key 'versionz' is not known") as caught:
         load_yaml_model("target", str(target_file), Target)
-    assert caught.value.hint == "did you mean 'backend'?"
+    assert caught.value.hint == "did you mean 'versions'?"
     assert caught.value.exit_code == 1
 
 

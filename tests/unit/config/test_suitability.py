@@ -6,58 +6,75 @@ import pytest
 
 from nvlm_deploy.config.catalog import list_names, load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_engine, check_target
-from nvlm_deploy.config.target import Target, capability
+from nvlm_deploy.config.suitability import check_backend, check_engine, check_target
+from nvlm_deploy.config.target import capability, load_target
 from nvlm_deploy.errors import UnsuitableError
 
-GPUS = {"jetson-agx-orin-64": 87, "a100-80": 80, "l40s": 89, "h100-80": 90, "b200": 100}
+GPUS = {name: load_target(name).sm for name in list_names("target") if load_target(name).gpu}
+ORINS = {name for name in GPUS if "orin" in name}
+HOPPER_AND_ADA = {"l4-24gb", "l40s-48gb", "rtx-4090-24gb", "h100-80gb", "h200-141gb"}
+BLACKWELL = {"b200-180gb", "rtx-5090-32gb", "rtx-pro-6000-96gb", "dgx-spark", "jetson-agx-thor-128gb"}
 
 
 def recipe(name: str) -> Recipe:
     return load_yaml_model("recipe", name, Recipe)
 
 
-def target(name: str) -> Target:
-    return load_yaml_model("target", name, Target)
-
-
-def test_shipped_targets_know_their_gpu() -> None:
-    shipped = {name: target(name).sm for name in list_names("target")}
-    assert shipped == {**GPUS, "cpu-x86": None, "cpu-arm64": None}
+def test_the_shipped_gpus_are_those_of_the_documentation() -> None:
+    assert set(GPUS) == ORINS | HOPPER_AND_ADA | BLACKWELL | {"a100-80gb"}
+    assert len(ORINS) == 5
+    assert {GPUS[name] for name in ORINS} == {87}
     assert [capability(sm) for sm in (87, 100, 121)] == ["8.7", "10.0", "12.1"]
 
 
 @pytest.mark.parametrize("name", GPUS)
 def test_an_engine_for_a_gpu_is_refused_in_time(name: str) -> None:
-    with pytest.raises(UnsuitableError, match=f"engines for {name} are made by tensorrt-llm") as caught:
-        check_engine(recipe("int4-awq"), target(name))
+    made = f"engines for {name} are made by {load_target(name).backend}, and"
+    with pytest.raises(UnsuitableError, match=made) as caught:
+        check_engine(recipe("int4-awq"), load_target(name))
     assert caught.value.exit_code == 3
     assert f"nvlm-build quantize --target {name}" in str(caught.value.hint)
 
 
 def test_a_recipe_must_be_for_the_backend() -> None:
-    check_engine(recipe("int4-awq"), target("cpu-x86"))
-    with pytest.raises(UnsuitableError, match="recipe fp8-kv8 is for tensorrt-llm and vllm"):
-        check_engine(recipe("fp8-kv8"), target("cpu-x86"))
+    check_engine(recipe("int4-awq"), load_target("cpu-x86"))
+    with pytest.raises(UnsuitableError, match="recipe fp8-kv8 is for tensorrt_llm and vllm"):
+        check_engine(recipe("fp8-kv8"), load_target("cpu-x86"))
+    check_backend(recipe("fp8-kv8"), load_target("h100-80gb"))
+    with pytest.raises(UnsuitableError, match="for h100-80gb are made by onnxruntime"):
+        check_backend(recipe("fp8-kv8"), load_target("h100-80gb", ["backend=onnxruntime"]))
 
 
 @pytest.mark.parametrize(
     ("recipe_name", "runs_on"),
     [
-        ("fp8", {"l40s", "h100-80", "b200"}),
-        ("w4a8-awq", {"l40s", "h100-80", "b200"}),
-        ("nvfp4", {"b200"}),
-        ("int8-sq", set(GPUS)),
+        ("fp8", set(GPUS) - ORINS - {"a100-80gb"}),
+        ("nvfp4", BLACKWELL),
         ("int4-awq-vit-int8", set(GPUS)),
     ],
 )
 def test_a_gpu_is_refused_by_its_compute_capability(recipe_name: str, runs_on: set[str]) -> None:
+    needed = recipe(recipe_name).needs_sm
+    assert needed is not None
     for name, sm in GPUS.items():
+        # By TensorRT where TensorRT-LLM has kernels for some of the formats only.
+        target = load_target(name, ["backend=tensorrt"])
         if name in runs_on:
-            check_target(recipe(recipe_name), target(name))
+            check_target(recipe(recipe_name), target)
             continue
-        needed = recipe(recipe_name).needs_sm
-        assert needed is not None
+        assert sm is not None
         both = rf"capability {capability(needed)}, and {name} has {capability(sm)}"
         with pytest.raises(UnsuitableError, match=both):
-            check_target(recipe(recipe_name), target(name))
+            check_target(recipe(recipe_name), target)
+
+
+def test_a_precision_belongs_to_the_maker_of_the_engine() -> None:
+    target = load_target("rtx-5090-32gb")
+    with pytest.raises(UnsuitableError, match="has language in int4, which tensorrt_llm does not") as caught:
+        check_target(recipe("int4-awq"), target)
+    assert "--recipe auto --target rtx-5090-32gb" in str(caught.value.hint)
+    check_target(recipe("int4-awq"), load_target("rtx-5090-32gb", ["backend=tensorrt_rtx"]))
+    # The tower of a TensorRT-LLM engine is TensorRT's, which multiplies in INT8 there.
+    check_target(recipe("int4-awq-vit-int8"), load_target("b200-180gb"))
+    with pytest.raises(UnsuitableError, match="has language in int8, which tensorrt_llm does not"):
+        check_target(recipe("int8-sq"), load_target("b200-180gb"))

@@ -84,12 +84,12 @@ def test_engines_are_those_that_take_the_formats(name: str) -> None:
     if recipe.kv_cache == "fp8":
         assert "onnxruntime" not in engines
     grouped = {part.group_size for part in weights.all() if part.format == "int4"}
-    if engines & {"tensorrt-llm", "tensorrt"}:
+    if engines & {"tensorrt_llm", "tensorrt", "tensorrt_rtx"}:
         assert grouped <= {64, 128}
         assert not weights.lm_head.quantized
         assert not weights.embedding.quantized
         assert recipe.needs_sm is not None
-    if "tensorrt-llm" in engines and weights.language.activations == "fp8" and grouped:
+    if "tensorrt_llm" in engines and weights.language.activations == "fp8" and grouped:
         assert grouped == {128}
 
 

@@ -149,7 +149,7 @@ def test_layer_rules_leave_the_embedding_to_its_part() -> None:
         ),
         (
             "{match: language.layers.0.mlp.up_proj.weight, format: fp16, reason: r}",
-            "up_proj.weight in another way than language.layers.0.mlp.gate_proj.weight, but tensorrt-llm",
+            "up_proj.weight in another way than language.layers.0.mlp.gate_proj.weight, but tensorrt_llm",
             "'language.layers.0.mlp.*'",
         ),
         (
