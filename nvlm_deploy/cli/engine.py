@@ -85,6 +85,7 @@ def engine(
         note(text)
     if dry_run:
         print_json(plan.to_dict()) if as_json else _print_plan(plan)
+        plan.device.require_fit()
         return
     with progress_bars() as progress:
         result = build_engine_bundle(plan, progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from nvlm_deploy.config.manifest import (
 )
 from nvlm_deploy.config.strict_json import to_json
 from nvlm_deploy.pipeline.atomic import atomic_directory
+from nvlm_deploy.pipeline.measured import PREDICTION_KEY, BuildMeter, prediction_and_measurement
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.quantize import quantize_checkpoint
 from nvlm_deploy.progress import ProgressCallback, no_progress
@@ -54,9 +54,11 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
 
     Raises:
         UsageError: the output has appeared since the plan was made.
+        UnsuitableError: the target is known not to hold the engine.
         NvlmError: the disk is full, or a tensor cannot be stored as planned.
     """
-    start = time.perf_counter()
+    plan.device.require_fit()
+    meter = BuildMeter()
     weights, record = _weights(plan, progress)
     with atomic_directory(plan.output) as work:
         _copy_files(plan, work)
@@ -68,11 +70,11 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
-        manifest = _manifest(plan, work, sections, record, progress)
+        manifest = _manifest(plan, work, sections, record, progress, meter)
         manifest.write(work)
     if plan.quantize is not None:
         shutil.rmtree(plan.quantize.output)
-    return BuildResult(plan.output, manifest, time.perf_counter() - start)
+    return BuildResult(plan.output, manifest, meter.seconds())
 
 
 def _weights(plan: EnginePlan, progress: ProgressCallback) -> tuple[ModelWeights, QuantizationRecord | None]:
@@ -97,8 +99,10 @@ def _manifest(
     sections: dict[str, Any],
     record: QuantizationRecord | None,
     progress: ProgressCallback,
+    meter: BuildMeter,
 ) -> EngineManifest:
     config = plan.config
+    files = collect_files(work, progress)
     return EngineManifest(
         format_version=FORMAT_VERSION,
         project_version=nvlm_deploy.__version__,
@@ -121,8 +125,8 @@ def _manifest(
         vision=sections["vision"],
         llm=sections["llm"],
         sizes=plan.sizes,
-        files=collect_files(work, progress),
-        results={},
+        files=files,
+        results={PREDICTION_KEY: prediction_and_measurement(plan.device, files, meter)},
     )
 
 

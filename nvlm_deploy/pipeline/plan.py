@@ -29,6 +29,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     QuantizeRequest,
     plan_quantize,
 )
+from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, with_hints
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
@@ -66,6 +67,7 @@ class EnginePlan:
     """A build that can start. `context` in tokens, `disk_needed` and `disk_free` in bytes.
 
     quantize: what makes the quantized checkpoint that `weights` stands for; None if it is there.
+    device: what the engine needs and reaches on its target; it may not fit.
     """
 
     output: Path
@@ -80,6 +82,7 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
+    device: DevicePlan
 
     @property
     def checkpoint(self) -> Path:
@@ -108,13 +111,9 @@ class EnginePlan:
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
         return {
+            **self.device.to_dict(),
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
-            "variant": self.config.variant,
-            "backend": self.target.backend,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "target": self.target.model_dump(mode="json"),
-            "context": self.context,
             "sizes": [{"part": size.part, "before": size.before, "after": size.after} for size in self.sizes],
             "kept": [
                 {"tensor": name, "format": tensor.storage.format, "reason": tensor.kept}
@@ -124,7 +123,7 @@ class EnginePlan:
             "files": list(self.files),
             "disk_needed": self.disk_needed,
             "disk_free": self.disk_free,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.device.notes],
         }
 
 
@@ -159,6 +158,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     needed = _OVERHEAD_BYTES + sum(part.after for part in quantization.sizes())
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
+    question = Question(config, target, Parallel(), Workload(config.max_tiles, context, batch=1))
     return EnginePlan(
         output=request.output,
         weights=weights,
@@ -172,6 +172,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         disk_free=_check_disk(request.output, needed),
         notes=target.notes(),
         quantize=quantize,
+        device=with_hints(question, question.plan_resolved(recipe, resolved)),
     )
 
 

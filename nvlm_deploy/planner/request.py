@@ -14,8 +14,10 @@ from nvlm_deploy.config.suitability import check_backend, check_target
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.planner.device_plan import DevicePlan, plan_on_device
+from nvlm_deploy.planner.memory import rank_memory
 from nvlm_deploy.planner.shards import Parallel
-from nvlm_deploy.planner.workload import Workload
+from nvlm_deploy.planner.sizes import sum_sizes
+from nvlm_deploy.planner.workload import Workload, shortest_context
 from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
 
 
@@ -53,7 +55,7 @@ class Question:
 
     def plan_resolved(self, recipe: Recipe, quantization: QuantizationPlan) -> DevicePlan:
         """Plan a recipe that is resolved already."""
-        refusals = self._refusals(recipe)
+        refusals = self.refusals(recipe)
         plan = plan_on_device(
             self.config,
             quantization,
@@ -65,7 +67,17 @@ class Question:
         )
         return replace(plan, hints=tuple(error.hint for error in refusals if error.hint))
 
-    def _refusals(self, recipe: Recipe) -> list[UnsuitableError]:
+    def fits(self, recipe: Recipe, quantization: QuantizationPlan) -> bool:
+        """Whether `plan_resolved` would fit, without the rest of it."""
+        if self.refusals(recipe):
+            return False
+        sizes = sum_sizes(self.config, quantization, self.target, self.parallel)
+        needed = rank_memory(self.config, sizes, self.target, self.parallel, self.load).total
+        usable = self.target.usable_bytes
+        enough = self.load.context >= shortest_context(self.config, self.load.encoded_tiles)
+        return enough and (usable is None or needed <= usable)
+
+    def refusals(self, recipe: Recipe) -> list[UnsuitableError]:
         """Everything but memory that speaks against it."""
         found = []
         # What no software can change comes first.

@@ -9,10 +9,11 @@ from nvlm_deploy.config.model import LanguageConfig, NvlmConfig
 from nvlm_deploy.quantization.plan import QuantizationPlan, TensorPlan
 
 # `<tile_k>` is five tokens. Around all tiles stand `<Image>` and `</Image>` with a line break, four tokens
-# after "><" has merged. Chat template and a question of 16 tokens have 32.
+# after "><" has merged. The chat template has 15.
 _TAG_TOKENS = 5
 _IMAGE_TOKENS = 4
-_QUESTION_TOKENS = 32
+_TEMPLATE_TOKENS = 15
+_QUESTION_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class Workload:
 
 
 def prompt_tokens(config: NvlmConfig, encoded_tiles: int) -> int:
-    """Tokens of a prompt with one image: 1,863 for seven tiles of NVLM-D-72B, with a question of 16."""
+    """Tokens of a prompt with one image and a question of 16: 1,862 for seven tiles of NVLM-D-72B."""
+    return shortest_context(config, encoded_tiles) - 1 + _QUESTION_TOKENS
+
+
+def shortest_context(config: NvlmConfig, encoded_tiles: int) -> int:
+    """Tokens of a prompt with one image and no question, and one of an answer."""
     per_tile = config.visual_tokens_per_tile + _TAG_TOKENS
-    return encoded_tiles * per_tile + _IMAGE_TOKENS + _QUESTION_TOKENS
+    return encoded_tiles * per_tile + _IMAGE_TOKENS + _TEMPLATE_TOKENS + 1
 
 
 def tile_counts(config: NvlmConfig, tiles: int) -> tuple[int, ...]:
