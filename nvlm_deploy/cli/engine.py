@@ -119,11 +119,21 @@ def _print_plan(plan: EnginePlan) -> None:
             ("target", f"{plan.target.name}: {plan.target.description}"),
             ("context", f"{plan.context:,} tokens"),
             ("disk", f"{human_bytes(plan.disk_needed)} needed, {human_bytes(plan.disk_free)} free"),
+            ("memory", _memory(plan)),
             ("files", ", ".join(plan.files)),
         ]
     )
     click.echo()
     print_sizes(plan.sizes)
+
+
+def _memory(plan: EnginePlan) -> str:
+    from nvlm_deploy.cli.output import human_bytes
+
+    usable, needed = plan.target.usable_bytes, human_bytes(plan.device.memory.total)
+    if usable is None:
+        return f"{needed} to run; that of {plan.target.name} is not known"
+    return f"{needed} to run, {human_bytes(usable)} usable: {'fits' if plan.device.fits else 'does not fit'}"
 
 
 def _print_result(plan: EnginePlan, result: BuildResult) -> None:

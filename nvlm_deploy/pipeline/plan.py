@@ -29,7 +29,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     QuantizeRequest,
     plan_quantize,
 )
-from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, with_hints
+from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, tokenizer_bytes, with_hints
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
@@ -158,7 +158,8 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     needed = _OVERHEAD_BYTES + sum(part.after for part in quantization.sizes())
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
-    question = Question(config, target, Parallel(), Workload(config.max_tiles, context, batch=1))
+    load = Workload(config.max_tiles, context, batch=1)
+    question = Question(config, target, Parallel(), load, tokenizer_bytes(request.checkpoint))
     return EnginePlan(
         output=request.output,
         weights=weights,

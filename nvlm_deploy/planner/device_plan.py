@@ -116,8 +116,12 @@ def plan_on_device(
     load: Workload,
     parallel: Parallel,
     refusals: tuple[str, ...] = (),
+    tokenizer: int | None = None,
 ) -> DevicePlan:
-    """Plan one engine. `refusals` are reasons that are known already: nothing is predicted beside one."""
+    """Plan one engine. `refusals` are reasons that are known already: nothing is predicted beside one.
+
+    tokenizer: bytes of the checkpoint's tokenizer.json, if there is one.
+    """
     sizes = sum_sizes(config, quantization, target, parallel)
     memory = rank_memory(config, sizes, target, parallel, load)
     reasons = [*refusals, *_too_much(target, memory, parallel), *_too_short(config, load)]
@@ -135,7 +139,7 @@ def plan_on_device(
         load=load,
         weights=sizes.recipe,
         engine=sizes.engine,
-        files=bundle_files(quantization, config, target.backend, load.context),
+        files=bundle_files(quantization, config, target.backend, load.context, tokenizer),
         kv_format=sizes.kv_format,
         kv_bytes_per_token=kv_per_token(config, sizes, parallel),
         memory=memory,

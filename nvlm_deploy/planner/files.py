@@ -20,9 +20,10 @@ _FLOAT32 = 4
 # Nodes of a layer in the graph's own file, as this project's graphs have them.
 _VISION_LAYER = 11_000
 _DECODER_LAYER = 7_000
-# tokenizer.json of Qwen2 has 46 bytes for a token and its merge; manifest and configs have 20 kB.
+# tokenizer.json of Qwen2 has 46 bytes for a token and its merge, and the configs have 6 kB. The manifest,
+# which lists the files, is not among them.
 _TOKEN_BYTES = 46
-_SMALL_FILES = 20_000
+_SMALL_FILES = 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,15 @@ class FileBytes:
         return {"vision": self.vision, "llm": self.llm, "other": self.other, "total": self.total}
 
 
-def bundle_files(plan: QuantizationPlan, config: NvlmConfig, backend: Backend, context: int) -> FileBytes:
-    """Predict the files of one bundle, engines of all ranks counted once."""
-    other = config.language.vocab_size * _TOKEN_BYTES + _SMALL_FILES
+def bundle_files(
+    plan: QuantizationPlan, config: NvlmConfig, backend: Backend, context: int, tokenizer: int | None = None
+) -> FileBytes:
+    """Predict the files of one bundle, engines of all ranks counted once.
+
+    tokenizer: bytes of the checkpoint's tokenizer.json; None: not known, and estimated.
+    """
+    estimated = config.language.vocab_size * _TOKEN_BYTES
+    other = _SMALL_FILES + (estimated if tokenizer is None else tokenizer)
     if backend != "onnxruntime":
         engine = engine_bytes(plan, backend)
         llm = engine.language + rotary_bytes(config, context)

@@ -37,12 +37,16 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request with its files read: everything about it but the recipe."""
+    """A request with its files read: everything about it but the recipe.
+
+    tokenizer: bytes of the checkpoint's tokenizer.json; None without one.
+    """
 
     config: NvlmConfig
     target: Target
     parallel: Parallel
     load: Workload
+    tokenizer: int | None = None
 
     def plan(self, recipe: Recipe) -> DevicePlan:
         """Plan one recipe; what refuses it becomes a reason of the plan.
@@ -64,6 +68,7 @@ class Question:
             self.load,
             self.parallel,
             tuple(error.message for error in refusals),
+            self.tokenizer,
         )
         return replace(plan, hints=tuple(error.hint for error in refusals if error.hint))
 
@@ -111,12 +116,18 @@ def read_question(request: PlanRequest) -> tuple[Question, list[str]]:
     tiles = _within("--max-tiles", request.tiles, config.max_tiles)
     context = _within("--context", request.context, limit, min(target.max_context, limit))
     load = Workload(tiles, context, request.batch)
-    return Question(config, target, request.parallel, load), of_recipe
+    return Question(config, target, request.parallel, load, tokenizer_bytes(request.source)), of_recipe
 
 
 def read_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """Read one recipe of the catalog, or a file."""
     return load_yaml_model("recipe", name, Recipe, overrides)
+
+
+def tokenizer_bytes(checkpoint: Path) -> int | None:
+    """Bytes of a checkpoint's tokenizer.json; None if it has none, or is a config alone."""
+    path = checkpoint / "tokenizer.json"
+    return path.stat().st_size if path.is_file() else None
 
 
 def _read_config(source: Path) -> NvlmConfig:
