@@ -16,8 +16,9 @@ from nvlm_deploy.planner.memory import kv_per_token
 from nvlm_deploy.planner.shards import Parallel
 from nvlm_deploy.planner.sizes import Sizes
 from nvlm_deploy.planner.workload import (
+    DecoderOperations,
     Workload,
-    prefill_operations,
+    decoder_operations,
     prompt_tokens,
     tile_counts,
     tower_operations,
@@ -79,8 +80,9 @@ def predict(
     if not missing:
         reading = _reading_s(sizes, target, parallel)
         tower_s = _tower_s(config, plan, target)
+        decoder = decoder_operations(config.language, plan)
         for tiles in tile_counts(config, load.tiles):
-            prefill_s = _prefill_s(config, plan, target, parallel, prompt_tokens(config, tiles))
+            prefill_s = _prefill_s(decoder, target, parallel, prompt_tokens(config, tiles))
             ttft[tiles] = 1000 * max(tiles * tower_s + prefill_s, reading)
     return Prediction(
         ttft_ms=ttft,
@@ -99,12 +101,10 @@ def _tower_s(config: NvlmConfig, plan: QuantizationPlan, target: Target) -> floa
     )
 
 
-def _prefill_s(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, tokens: int
-) -> float:
+def _prefill_s(decoder: DecoderOperations, target: Target, parallel: Parallel, tokens: int) -> float:
     return sum(
         operations / _rate(target, precision, target.efficiency.prefill) / parallel.tp
-        for precision, operations in prefill_operations(config, plan, tokens).items()
+        for precision, operations in decoder.prefill(tokens).items()
     )
 
 

@@ -54,30 +54,49 @@ def tile_counts(config: NvlmConfig, tiles: int) -> tuple[int, ...]:
 def tower_operations(config: NvlmConfig, plan: QuantizationPlan) -> dict[str, float]:
     """Operations (2 per multiply-add) of tower and projector for one tile, by the precision they run in."""
     vision = config.vision
-    total: dict[str, float] = {}
-    for tensor in plan.tensors.values():
-        if tensor.matrix and tensor.part in ("vision", "projector"):
-            tokens = vision.num_positions if tensor.part == "vision" else config.visual_tokens_per_tile
-            key = arithmetic(tensor)
-            total[key] = total.get(key, 0.0) + 2.0 * math.prod(tensor.shape) * tokens
-    scores = 4.0 * vision.num_positions**2 * vision.hidden_size * vision.num_layers
-    patches = 2.0 * vision.hidden_size * vision.num_channels * vision.patch_size**2 * vision.num_positions
-    total["fp16"] = total.get("fp16", 0.0) + scores + patches
+    total = {"fp16": 4.0 * vision.num_positions**2 * vision.hidden_size * vision.num_layers}
+    total["fp16"] += (
+        2.0 * vision.hidden_size * vision.num_channels * vision.patch_size**2 * vision.num_positions
+    )
+    for part, tokens in (("vision", vision.num_positions), ("projector", config.visual_tokens_per_tile)):
+        for precision, operations in _per_token(plan, part).items():
+            total[precision] = total.get(precision, 0.0) + tokens * operations
     return total
 
 
-def prefill_operations(config: NvlmConfig, plan: QuantizationPlan, tokens: int) -> dict[str, float]:
-    """Operations of the decoder for a prompt, by precision; logits of its last token only."""
-    language = config.language
+@dataclass(frozen=True, slots=True)
+class DecoderOperations:
+    """Operations of the decoder by precision: of one token in its layers, and of one row of logits.
+
+    attention: of one token for one that it attends to.
+    """
+
+    layers: dict[str, float]
+    logits: dict[str, float]
+    attention: float
+
+    def prefill(self, tokens: int) -> dict[str, float]:
+        """Operations for a prompt, with the logits of its last token."""
+        total = {precision: tokens * operations for precision, operations in self.layers.items()}
+        for precision, operations in self.logits.items():
+            total[precision] = total.get(precision, 0.0) + operations
+        # Causal: a token attends to half of the prompt on average.
+        total["fp16"] = total.get("fp16", 0.0) + self.attention * tokens**2 / 2
+        return total
+
+
+def decoder_operations(config: LanguageConfig, plan: QuantizationPlan) -> DecoderOperations:
+    """Count the decoder's operations once."""
+    attention = 4.0 * config.q_size * config.num_layers
+    return DecoderOperations(_per_token(plan, "language"), _per_token(plan, "lm_head"), attention)
+
+
+def _per_token(plan: QuantizationPlan, part: str) -> dict[str, float]:
     total: dict[str, float] = {}
     for tensor in plan.tensors.values():
-        if not tensor.matrix or tensor.part not in ("language", "lm_head"):
-            continue
-        rows = tokens if tensor.part == "language" else 1
-        key = arithmetic(tensor)
-        total[key] = total.get(key, 0.0) + 2.0 * math.prod(tensor.shape) * rows
-    # Causal: every token attends to half of the prompt on average.
-    total["fp16"] = total.get("fp16", 0.0) + 2.0 * tokens**2 * language.q_size * language.num_layers
+        if tensor.matrix and tensor.part == part:
+            precision = arithmetic(tensor)
+            total[precision] = total.get(precision, 0.0) + 2.0 * math.prod(tensor.shape)
     return total
 
 

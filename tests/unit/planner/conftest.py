@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.parameters import parameter_shapes
+from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.planner import DevicePlan, Parallel, PlanRequest, read_question, read_recipe
+from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
 from nvlm_deploy.synthetic.shapes import SHAPES, released_style_config
 
 Planner = Callable[..., DevicePlan]
@@ -36,10 +40,18 @@ def config_72b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan_72b(config_72b: Path) -> Planner:
     """Plans a recipe for a target; more arguments as in `PlanRequest`."""
 
+    shapes = parameter_shapes(NvlmConfig.from_file(config_72b))
+
+    @cache
+    def resolved(name: str) -> tuple[Recipe, QuantizationPlan]:
+        recipe = read_recipe(name, ())
+        return recipe, resolve(recipe, shapes)
+
     @cache
     def plan(recipe: str, target: str, tp: int = 1, pp: int = 1, **more: object) -> DevicePlan:
         request = PlanRequest(config_72b, recipe, target, Parallel(tp, pp), **more)  # type: ignore[arg-type]
         question, overrides = read_question(request)
-        return question.plan(read_recipe(recipe, overrides))
+        assert overrides == []
+        return question.plan_resolved(*resolved(recipe))
 
     return plan
