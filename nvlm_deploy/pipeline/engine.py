@@ -82,9 +82,9 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
-        found = collect_files(work, progress)
-        results = {PREDICTION_KEY: prediction_and_measurement(plan.device, found, meter)}
-        manifest = replace(manifest, **sections, files=found, results=results)
+        files = collect_files(work, progress)
+        results = {PREDICTION_KEY: prediction_and_measurement(plan.device, files, meter)}
+        manifest = replace(manifest, **sections, files=files, results=results)
         manifest.write(work)
     if plan.quantize is not None:
         shutil.rmtree(plan.quantize.output)

@@ -65,9 +65,10 @@ def prediction_and_measurement(
     figures["disk_bytes"] = (plan.files.total, sum(sizes.values()))
     figures["build_host_bytes"] = (plan.build.host_bytes, meter.peak_bytes())
     figures["build_s"] = (None, round(meter.seconds(), 3))
-    return {key: _pair(*pair) for key, pair in figures.items()}
+    return {key: pair(*figure) for key, figure in figures.items()}
 
 
-def _pair(predicted: float | None, measured: float) -> dict[str, Any]:
+def pair(predicted: float | None, measured: float) -> dict[str, Any]:
+    """A prediction, what was measured, and how many times as much that is."""
     ratio = round(measured / predicted, 4) if predicted else None
     return {"predicted": predicted, "measured": measured, "measured_to_predicted": ratio}

@@ -39,6 +39,7 @@ TOKENIZER_NAME = "tokenizer.json"
 # Besides the tokenizer, which a checkpoint may hold in another form and a bundle has in this one.
 COPIED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 
+_ONE_RANK = Parallel()
 # Graphs without weights, tables of rotary angles, tokenizer, and what the file system adds.
 _OVERHEAD_BYTES = 64 << 20
 
@@ -49,7 +50,7 @@ class BuildRequest:
 
     checkpoint: as released, or quantized. recipe: a quantized checkpoint has its own. overrides:
     `key.path=value`, for the target with `target.` before them (`backend=` is the target's, too), for the
-    calibration set with `calibration.`.
+    calibration set with `calibration.`. parallel: ranks of the language model.
     """
 
     checkpoint: Path
@@ -59,6 +60,7 @@ class BuildRequest:
     overrides: tuple[str, ...] = ()
     calibration: str = DEFAULT_CALIBRATION
     device: str = "cpu"
+    parallel: Parallel = _ONE_RANK
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
-    calibration: str
     device: DevicePlan
+    calibration: str = DEFAULT_CALIBRATION
 
     @property
     def checkpoint(self) -> Path:
@@ -169,8 +171,10 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     needed = _OVERHEAD_BYTES + maker.disk_bytes(quantization)
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
+    check_ranks(target, request.parallel)
+    request.parallel.check(config.language)
     load = Workload(config.max_tiles, context, target.limits.max_batch)
-    question = Question(config, target, Parallel(), load, tokenizer_bytes(request.checkpoint))
+    question = Question(config, target, request.parallel, load, tokenizer_bytes(request.checkpoint))
     return EnginePlan(
         output=request.output,
         weights=weights,
@@ -187,6 +191,15 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         calibration=request.calibration,
         device=with_hints(question, question.plan_resolved(recipe, resolved)),
     )
+
+
+def check_ranks(target: Target, parallel: Parallel) -> None:
+    """Raise UsageError if several ranks are asked of a backend that has one."""
+    if parallel.ranks > 1 and target.backend != "tensorrt_llm":
+        raise UsageError(
+            f"{target.backend} engines run on one device, not on {parallel.ranks}",
+            hint="--tp and --pp are for TensorRT-LLM",
+        )
 
 
 def _read_recipe(request: BuildRequest, weights: ModelWeights, overrides: Sequence[str]) -> Recipe:
