@@ -27,11 +27,11 @@ class CheckpointReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = NvlmConfig.from_directory(directory)
-        self._shards = ShardSet(directory)
+        self.shards = ShardSet(directory)
         table = model_table(self.config)
-        _check_dtypes(directory, self._shards.infos)
-        table.check_sources(self._shards.infos, where=str(directory))
-        self._infos = {name: self._shards.infos[name] for name in table.sources}
+        _check_dtypes(directory, self.shards.infos)
+        table.check_sources(self.shards.infos, where=str(directory))
+        self._infos = {name: self.shards.infos[name] for name in table.sources}
         _check_shapes(directory, self._infos, expected_tensors(self.config))
 
     def names(self) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ class CheckpointReader:
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, contiguous, in the dtype on disk or cast to `dtype`."""
-        return self._shards.read(self.info(name).name, dtype)
+        return self.shards.read(self.info(name).name, dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read rows `[start, stop)` of dimension 0 and nothing else of the tensor."""
@@ -58,11 +58,11 @@ class CheckpointReader:
         self, name: str, start: int, stop: int, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
         """Read the elements `[start, stop)` of the flattened tensor, 1-D."""
-        return self._shards.read_elements(self.info(name).name, start, stop, dtype)
+        return self.shards.read_elements(self.info(name).name, start, stop, dtype)
 
     def fingerprint(self) -> str:
         """See `ShardSet.fingerprint`."""
-        return self._shards.fingerprint()
+        return self.shards.fingerprint()
 
 
 def _check_dtypes(directory: Path, infos: dict[str, TensorInfo]) -> None:

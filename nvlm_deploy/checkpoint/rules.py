@@ -27,6 +27,11 @@ class Rule:
     targets: tuple[str, ...]
     operations: tuple[Operation, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What errors call the rule: its first tensor."""
+        return (self.sources or self.targets)[0]
+
     def at(self, layer: int) -> Rule:
         """The rule with the layer number filled in."""
         return replace(
@@ -100,7 +105,7 @@ class RuleTable:
             try:
                 results = rule.apply([read(name) for name in rule.sources])
             except NvlmError as error:
-                raise NvlmError(f"{rule.sources[0]}: {error.message}", hint=error.hint) from None
+                raise NvlmError(f"{rule.name}: {error.message}", hint=error.hint) from None
             yield from zip(rule.targets, results, strict=True)
 
 

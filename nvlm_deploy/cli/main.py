@@ -15,6 +15,9 @@ BUILD = LazyGroup(
             "quantize",
             "Quantize a checkpoint layer by layer, calibrated on images.",
         ),
+        "export": Verb(
+            "nvlm_deploy.cli.export", "export", "Write a checkpoint in the layout of another program."
+        ),
         "verify": Verb(
             "nvlm_deploy.cli.verify",
             "verify",

@@ -5,7 +5,7 @@ Shapes: N output features, K input features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvlm_deploy.models.decoder import DecoderLayer
+from nvlm_deploy.models.decoder import DecoderLayer, LanguageDecoder
 from nvlm_deploy.models.loading import meta_model
 from nvlm_deploy.models.nvlm_d import NvlmD
 from nvlm_deploy.quantization.checkpoint import QuantizedReader, QuantizedWeights
 from nvlm_deploy.quantization.formats import fake_quantize_fp8, fake_quantize_int8, fake_quantize_nvfp4
+from nvlm_deploy.quantization.plan import Storage
 
 
 class _Quantizer(Protocol):
@@ -32,6 +33,23 @@ _QUANTIZERS: dict[str, _Quantizer] = {
     "int8-static": fake_quantize_int8,
     "nvfp4": fake_quantize_nvfp4,
 }
+
+
+class Quantizers(Protocol):
+    """What matrices of a checkpoint do to their inputs, by the names of `nvlm_deploy.models`."""
+
+    @property
+    def storages(self) -> Mapping[str, Storage]:
+        """Storage of every quantized matrix."""
+
+    def input_scale(self, name: str) -> Tensor | None:
+        """Scale of static activations, float32 ()."""
+
+    def pre_quant_scale(self, name: str) -> Tensor | None:
+        """What the inputs of a matrix are multiplied with, float32 [K]."""
+
+    def kv_scale(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Scales of a layer's keys and values, float32 ()."""
 
 
 class QuantizedLinear(nn.Module):
@@ -72,10 +90,18 @@ def load_quantized_model(directory: Path) -> NvlmD:
     model = meta_model(weights.reader.config)
     state = {name: weights.read(name, torch.float32) for name in weights.names()}
     model.load_state_dict(state, strict=True, assign=True)
-    for name in weights.storages:
-        _replace_linear(model, weights, name.removesuffix(".weight"))
-    _quantize_kv_cache(model, weights)
+    install_quantizers(model, model.language, weights)
     return model.eval()
+
+
+def install_quantizers(model: nn.Module, decoder: LanguageDecoder, quantizers: Quantizers) -> None:
+    """Let a model that has its weights treat inputs, keys and values as `quantizers` say.
+
+    `decoder` is the model's, or all that there is of it below `model`, under its name `language`.
+    """
+    for name in quantizers.storages:
+        _replace_linear(model, quantizers, name.removesuffix(".weight"))
+    _quantize_kv_cache(decoder, quantizers)
 
 
 def input_quantizer(activations: str, input_scale: Tensor | None) -> Callable[[Tensor], Tensor] | None:
@@ -84,7 +110,7 @@ def input_quantizer(activations: str, input_scale: Tensor | None) -> Callable[[T
     return None if quantize is None or input_scale is None else partial(quantize, input_scale=input_scale)
 
 
-def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
+def _replace_linear(model: nn.Module, weights: Quantizers, name: str) -> None:
     parent, _, leaf = name.rpartition(".")
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -96,8 +122,8 @@ def _replace_linear(model: NvlmD, weights: QuantizedWeights, name: str) -> None:
     setattr(model.get_submodule(parent), leaf, quantized)
 
 
-def _quantize_kv_cache(model: NvlmD, weights: QuantizedWeights) -> None:
-    for number, layer in enumerate(model.language.layers):
+def _quantize_kv_cache(decoder: LanguageDecoder, weights: Quantizers) -> None:
+    for number, layer in enumerate(decoder.layers):
         scales = weights.kv_scale(number)
         if scales is not None:
             keys, values = (partial(fake_quantize_fp8, input_scale=scale) for scale in scales)

@@ -41,13 +41,13 @@ class QuantizedReader(CheckpointReader):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = NvlmConfig.from_directory(directory)
-        self._shards = ShardSet(directory)
+        self.shards = ShardSet(directory)
         quant_config = QuantConfig.read(directory)
         if quant_config is None:
             raise NvlmError(f"{directory} is no quantized checkpoint: it has no {QUANT_CONFIG_NAME}")
         self.quant_config = quant_config
         table = model_table(self.config)
-        infos = self._shards.infos
+        infos = self.shards.infos
         table.check_sources([name for name in infos if not name.endswith(_SUFFIXES)], where=str(directory))
         self._infos = {name: infos[name] for name in table.sources}
         self.storages = self._read_storages(expected_tensors(self.config))
@@ -57,11 +57,11 @@ class QuantizedReader(CheckpointReader):
 
     def has(self, name: str) -> bool:
         """Whether a tensor of this name is on disk."""
-        return name in self._shards.infos
+        return name in self.shards.infos
 
     def read_companion(self, name: str) -> Tensor:
         """Read a tensor that stands beside a weight."""
-        return self._shards.read(name)
+        return self.shards.read(name)
 
     def _read_storages(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Storage]:
         """Storage of every quantized matrix, by its released name."""
@@ -91,7 +91,7 @@ class QuantizedReader(CheckpointReader):
                     f"{self.directory}: the tensor {name} is missing",
                     hint=f"{QUANT_CONFIG_NAME} says that {module} is quantized",
                 )
-            info = self._shards.infos[name]
+            info = self.shards.infos[name]
             floats = RELEASED_DTYPES if suffix == "pre_quant_scale" else (dtype,)
             if info.dtype not in floats or tuple(info.shape) != expected:
                 raise NvlmError(
