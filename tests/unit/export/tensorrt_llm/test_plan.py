@@ -31,8 +31,10 @@ from nvlm_deploy.pipeline.export import ExportRequest, plan_export
 from nvlm_deploy.pipeline.resumable import unfinished_directory
 from nvlm_deploy.progress import no_progress
 from nvlm_deploy.quantization.plan import Storage
+from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 
 from .conftest import STORAGES, Export, MakeCheckpoint, read_shards, write_quantized
+from .conftest import model_config as model_config_of_shape
 
 BY_NAME = {scheme.algorithm: scheme for scheme in SCHEMES}
 
@@ -144,6 +146,18 @@ def mixed(module: str) -> Storage | None:
     if "layers.0." in module:
         return STORAGES["FP8"]
     return STORAGES["W4A16_AWQ"] if ".mlp." in module else None
+
+
+def test_scales_that_fused_matrices_do_not_share(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, export: Export
+) -> None:
+    """ModelOpt's own unified checkpoints are such: their codes would have to be made anew."""
+    apart = Path(shutil.copytree(make_checkpoint("FP8"), tmp_path / "apart"))
+    tensors = read_shards(apart)
+    tensors["language_model.model.layers.1.self_attn.k_proj.weight_scale"] /= 2
+    save_file(tensors, apart / "model.safetensors")
+    with pytest.raises(NvlmError, match=r"1.self_attn.q_proj.weight_scale: matrices that TensorRT-LLM fuses"):
+        export(apart)
 
 
 def test_layers_with_formats_of_their_own(released: Path, tmp_path: Path, export: Export) -> None:
@@ -280,7 +294,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
     needed = plan(released).files.num_bytes
     usage = shutil.disk_usage(released)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
-    with pytest.raises(UnsuitableError, match="the TensorRT-LLM checkpoint take"):
+    with pytest.raises(UnsuitableError, match="the files of the TensorRT-LLM checkpoint take"):
         plan(released)
 
 
@@ -292,7 +306,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
         ("reshape", r"mlp.fc.weight is BF16 \[1, 49152\], but the configs ask for BF16 \[192, 256\]"),
         (
             "differ",
-            "language_model.model.layers.0.input_layernorm.weight|input_layernorm.weight: tensors differ",
+            "rank0/transformer.layers.0.input_layernorm.weight: the ranks hold different values",
         ),
         ("forget", "export.json lacks the key 'intermediate_size'"),
         ("file", "rank1.safetensors cannot be read"),
@@ -337,6 +351,18 @@ def test_a_tied_head_is_written_for_the_last_stage(released: Path, tmp_path: Pat
     head = load_file(output / "rank1.safetensors")["lm_head.weight"]
     assert torch.equal(head, load_file(output / "rank0.safetensors")["transformer.vocab_embedding.weight"])
     assert load_tensorrt_llm_model(output).config.tie_word_embeddings
+
+
+def test_a_llama_style_decoder_has_no_biases(tmp_path: Path, export: Export) -> None:
+    config = model_config_of_shape()
+    config["llm_config"] |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False}
+    write_random_checkpoint(config, tmp_path / "llama")
+    output = export(tmp_path / "llama", tp=2)
+    assert not any(name.endswith("bias") for name in load_file(output / "rank0.safetensors"))
+    written = json.loads((output / "config.json").read_text())
+    assert (written["architecture"], written["attn_bias"]) == ("LlamaForCausalLM", False)
+    assert "qwen_type" not in written
+    assert not load_tensorrt_llm_model(output).config.qkv_bias
 
 
 def test_the_command(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
