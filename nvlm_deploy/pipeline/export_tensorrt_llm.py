@@ -82,7 +82,7 @@ class TensorRtLlmPlan:
                 "inner width",
                 f"{self.layout.language.intermediate_size:,}, stored {self.layout.intermediate:,}",
             ),
-            ("size", f"{self.files.num_bytes / 1e9:.2f} GB"),
+            ("size", f"{self.files.num_bytes:,} bytes"),
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from nvlm_deploy.export.tensorrt_llm import (
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
 from nvlm_deploy.export.tensorrt_llm.schemes import FLOAT, SCHEMES, Form, scheme_of
 from nvlm_deploy.export.tensorrt_llm.shapes import expected_tensors
+from nvlm_deploy.export.tensorrt_llm.source import check_divisible
 from nvlm_deploy.export.tensorrt_llm.table import FUSED, rank_and_name
 from nvlm_deploy.pipeline.export import ExportRequest, plan_export
 from nvlm_deploy.pipeline.resumable import unfinished_directory
@@ -37,6 +38,7 @@ from .conftest import STORAGES, Export, MakeCheckpoint, read_shards, write_quant
 from .conftest import model_config as model_config_of_shape
 
 BY_NAME = {scheme.algorithm: scheme for scheme in SCHEMES}
+FP4 = Form(BY_NAME["NVFP4"], 16)
 
 
 def plan(checkpoint: Path, **options: Any) -> Any:
@@ -240,6 +242,20 @@ def test_the_72b_on_eight_gpus(shared_data_dir: Path) -> None:
     }
     assert config["mapping"] == {"world_size": 8, "tp_size": 4, "pp_size": 2}
     assert (config["intermediate_size"], config["vocab_size"]) == (29696, 152064)
+
+
+def test_what_kernels_and_loaders_do_not_take(shared_data_dir: Path) -> None:
+    wide = layout_72b(shared_data_dir, Form(BY_NAME["W4A16_AWQ"], 64), Parallel())
+    language = replace(wide.language, hidden_size=256, intermediate_size=29568)
+    # 462 groups for 256 outputs: the loader of 0.12 tells by that whether scales are transposed.
+    flat = replace(wide, language=language)
+    check_divisible(flat, 0, RELEASES["1.2"])
+    with pytest.raises(UnsuitableError, match=r"mlp.proj for transposed: 462 groups for 256 outputs"):
+        check_divisible(flat, 0, RELEASES["0.12-jetson"])
+    odd = replace(flat, language=replace(language, hidden_size=320), forms=({f.name: FP4 for f in FUSED},))
+    with pytest.raises(UnsuitableError, match=r"attention.dense has 320 outputs, and NVFP4 .* 128") as caught:
+        check_divisible(odd, 0, RELEASES["1.2"])
+    assert "keep it in 16 bits" in str(caught.value.hint)
 
 
 def test_the_configs_of_both_releases_differ_in_nothing_but_what_they_allow(released: Path) -> None:
