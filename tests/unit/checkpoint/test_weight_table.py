@@ -182,7 +182,7 @@ def test_shards_of_ranks_that_share_a_piece() -> None:
 def test_the_largest_is_no_less_than_the_floor() -> None:
     operation = Largest(2, 1.0)
     assert operation.apply((torch.tensor([0.5, 3.0]), torch.tensor([0.25, 4.0])))[0].tolist() == [1.0, 4.0]
-    assert [t.tolist() for t in operation.inverse().apply((torch.tensor(4.0),))] == [4.0, 4.0]
+    assert [t.tolist() for t in operation.inverse().apply((torch.tensor([4.0]),))] == [[4.0]] * 2
 
 
 def test_ones_that_are_none_are_an_error() -> None:
