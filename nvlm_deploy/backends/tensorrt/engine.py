@@ -160,7 +160,7 @@ def part_graphs(
             "llm",
             build_decoder(config.language, weights, plan, context, decoder),
             decoder,
-            decoder_ranges(config, context, batch),
+            decoder_ranges(config, context, batch, decode_apart=target.decoder_profiles > 1),
             _notes(decoder),
         ),
     )
