@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache
 from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.backends.tensorrt.cache import CacheShape, DeviceKvCache
 from nvlm_deploy.backends.tensorrt.cuda import Buffer, Device
@@ -24,6 +24,8 @@ _TEXT = -1
 
 class PlanVisionSession:
     """Tiles to visual tokens, as many tiles at once as the plan takes."""
+
+    facts: GraphFacts | None = None
 
     def __init__(self, trt: Any, path: Path, device: Device) -> None:
         self._device = device
@@ -56,12 +58,14 @@ class PlanVisionSession:
 class PlanDecoderSession:
     """Token ids and visual tokens to logits.
 
-    Prompts go through the first profile in pieces, single tokens through the second as a CUDA graph. Keys and
-    values stay on the device: the plan writes them in place, or gives the new ones, which are copied behind
-    the others.
+    Prompts go through the first profile in pieces, single tokens through the second, if there is one, as a
+    CUDA graph. Keys and values stay on the device: the plan writes them in place, or gives the new ones, which
+    are copied behind the others.
     """
 
-    def __init__(self, trt: Any, path: Path, device: Device, options: SessionOptions) -> None:
+    facts: GraphFacts | None = None
+
+    def __init__(self, trt: Any, path: Path, device: Device) -> None:
         self._device, self._plan = device, PlanFile(trt, path, device)
         plan = self._plan
         self._in_place = "present_key.0" in plan.names
@@ -74,7 +78,8 @@ class PlanDecoderSession:
         self._hidden_size, self._vocab_size = plan.shape("visual_tokens")[1], plan.shape("logits")[2]
         self._max_rows, self._piece = plan.largest("input_ids")
         self._max_positions = plan.largest("logit_positions")[1]
-        self._contexts = [plan.context(profile) for profile in (_PREFILL, _DECODE)]
+        last = plan.profiles - 1
+        self._contexts = [plan.context(min(profile, last)) for profile in (_PREFILL, _DECODE)]
         self._buffers = self._new_buffers()
         self._news = None if self._in_place else self._new_staging()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,9 @@ def test_a_bundle_of_all_stages(plan: CompilePlan) -> None:
     assert [stage["stage"] for stage in stages] == [stage.name for stage in plan.stages]
     assert all(stage["seconds"] > 0 for stage in stages)
     assert manifest.results["plan"]["fits"] is True
+    measured = manifest.results["prediction"]["llm_bytes"]
+    assert measured["measured"] == sum(e.size for e in manifest.files if e.path.startswith("llm/"))
+    assert measured["predicted"] > 0
     with pytest.raises(UsageError, match="no logits"):
         open_sessions(opened, SessionOptions())
 
@@ -260,3 +264,15 @@ def test_how_processes_fail(code: str, error: type[NvlmError], said: str, tmp_pa
     with pytest.raises(error, match=said) as caught:
         run_process([sys.executable, "-c", code], "a stage", tmp_path)
     assert type(caught.value) is error
+
+
+def test_a_device_needs_no_exporter() -> None:
+    """The environment of a compiler pins its own packages: what a kit is written with is not asked for."""
+    code = (
+        "import sys; import nvlm_deploy.cli.compile, nvlm_deploy.pipeline.compile;"
+        "import nvlm_deploy.pipeline.verify_kit;"
+        "import nvlm_deploy.backends.tensorrt_llm.rank, nvlm_deploy.backends.tensorrt_llm.session;"
+        "print(sorted({'onnx', 'onnx_ir', 'onnxruntime', 'transformers', 'modelopt'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
