@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import ActivationType, Recipe, WeightFormat
 from nvlm_deploy.config.target import Backend, Target, capability
 from nvlm_deploy.errors import UnsuitableError
@@ -13,6 +14,19 @@ VERIFIABLE_BACKEND = "onnxruntime"
 
 # What a format of activations is multiplied in; all others leave it to the weights' format.
 _ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8": "fp8", "nvfp4": "nvfp4"}
+
+
+def check_variant(config: NvlmConfig) -> None:
+    """Refuse models with cross-attention where it is not written yet.
+
+    Raises:
+        UnsuitableError: names the variant.
+    """
+    if config.variant != "D":
+        raise UnsuitableError(
+            f"this is an NVLM-{config.variant}: this release quantizes, plans and builds NVLM-D only",
+            hint="its reference model runs: nvlm_deploy.models.load_model, nvlm-eval documents",
+        )
 
 
 def check_engine(recipe: Recipe, target: Target) -> None:

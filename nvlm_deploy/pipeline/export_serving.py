@@ -14,6 +14,7 @@ from typing import Any
 from nvlm_deploy.checkpoint.safetensors_file import build_header, read_header, write_elements
 from nvlm_deploy.checkpoint.shards import INDEX_NAME, ShardSet
 from nvlm_deploy.checkpoint.writer import copy_companion_files
+from nvlm_deploy.config.suitability import check_variant
 from nvlm_deploy.errors import NvlmError, UsageError
 from nvlm_deploy.export.serving import ServingReport, check_directory, check_unified, find_loader
 from nvlm_deploy.export.serving.directory import decoder_config, decoder_name, served_config
@@ -141,6 +142,7 @@ def plan_serving(name: str, request: ExportRequest) -> ServingPlan:
     if foreign:
         raise UsageError(f"--{foreign[0]} is no option of the format {name}", hint="it is one of trtllm")
     weights = open_weights(request.checkpoint)
+    check_variant(weights.reader.config)
     shards = ShardSet(request.checkpoint)
     config = json.loads((request.checkpoint / "config.json").read_text(encoding="utf-8"))
     tensors = {key: key for key in shards.infos}

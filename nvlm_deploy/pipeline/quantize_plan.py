@@ -15,7 +15,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_target
+from nvlm_deploy.config.suitability import check_target, check_variant
 from nvlm_deploy.config.target import load_target
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.models.device import open_device
@@ -142,6 +142,7 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
             f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
         )
     weights = ModelWeights(CheckpointReader(request.checkpoint))
+    check_variant(weights.reader.config)
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()

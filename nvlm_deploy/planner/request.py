@@ -10,7 +10,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_backend, check_target
+from nvlm_deploy.config.suitability import check_backend, check_target, check_variant
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.planner.device_plan import DevicePlan, plan_on_device
@@ -111,6 +111,7 @@ def read_question(request: PlanRequest) -> tuple[Question, list[str]]:
     of_target, of_recipe = split_target_overrides(request.overrides)
     target = load_target(request.target, of_target)
     config = _read_config(request.source)
+    check_variant(config)
     request.parallel.check(config.language)
     limit = config.language.max_position_embeddings
     tiles = _within("--max-tiles", request.tiles, config.max_tiles)

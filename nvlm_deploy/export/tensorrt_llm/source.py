@@ -10,6 +10,7 @@ import torch
 
 from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.config.suitability import check_variant
 from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
 from nvlm_deploy.export.tensorrt_llm.parallel import Parallel
@@ -39,6 +40,7 @@ class LanguageSource:
             NvlmError: it is not in order.
         """
         reader = open_weights(directory).reader
+        check_variant(reader.config)
         storages: Mapping[str, Storage] = {}
         fp8_cache = False
         if isinstance(reader, QuantizedReader):
