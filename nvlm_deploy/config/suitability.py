@@ -16,6 +16,10 @@ VERIFIABLE_BACKEND = "onnxruntime"
 _ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8": "fp8", "nvfp4": "nvfp4"}
 
 
+# Who makes engines of models with gated cross-attention.
+_CROSS_BACKENDS: tuple[Backend, ...] = ("onnxruntime",)
+
+
 def check_variant(config: NvlmConfig) -> None:
     """Refuse models with cross-attention where it is not written yet.
 
@@ -24,8 +28,21 @@ def check_variant(config: NvlmConfig) -> None:
     """
     if config.variant != "D":
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}: this release quantizes, plans and builds NVLM-D only",
-            hint="its reference model runs: nvlm_deploy.models.load_model, nvlm-eval documents",
+            f"this is an NVLM-{config.variant}: this release quantizes and exports NVLM-D only",
+            hint="recipes that need no calibration make engines of it: nvlm-build engine",
+        )
+
+
+def check_cross_backend(config: NvlmConfig, target: Target) -> None:
+    """Refuse models with cross-attention for makers of engines that have none.
+
+    Raises:
+        UnsuitableError: names variant and backend.
+    """
+    if config.variant != "D" and target.backend not in _CROSS_BACKENDS:
+        raise UnsuitableError(
+            f"this is an NVLM-{config.variant}, and {target.backend} makes engines of NVLM-D only",
+            hint="onnxruntime has cross-attention: --set backend=onnxruntime, or --target cpu-x86",
         )
 
 

@@ -3,14 +3,16 @@
 Shapes: B rows of the batch, S new tokens per row, L entries of the tiles of a row, D hidden size, H query
 heads, G KV heads, K head size.
 
-`tile_key.N` and `tile_value.N` [B, G, L, K] are what the graph of `export.tiles` makes of images, laid out row
-by row, for every layer N with cross-attention. `tiles` int64 [B, L] says which tile of its row an entry belongs
-to (-1: padding), and `visible_tiles` int64 [B, S, 2] that token s of row b sees the tiles [first, end) of its row.
+`tile_key.N` and `tile_value.N` [B, G, L, K] are what the graph of `export.tiles` makes of images, row by row,
+for every layer N with cross-attention. `tiles` int64 [B, L] says which tile of its row an entry belongs to
+(-1: padding), and `visible_tiles` int64 [B, S, 2] that token s of row b sees tiles [first, end) of its row.
 
 With L = 0 the blocks are not computed. What a block adds for a token that sees nothing is exactly 0.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +21,15 @@ from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
 from nvlm_deploy.export.dialect import DATA_TYPES
 from nvlm_deploy.export.graph import GraphBuilder
-from nvlm_deploy.export.operators import Heads, attention, attention_mask, join_heads, rms_norm, split_heads, swish
+from nvlm_deploy.export.operators import (
+    Heads,
+    attention,
+    attention_mask,
+    join_heads,
+    rms_norm,
+    split_heads,
+    swish,
+)
 
 TILE_KINDS = ("key", "value")
 
@@ -30,7 +40,7 @@ class CrossBlock:
     def __init__(self, builder: GraphBuilder, config: CrossAttentionConfig, language: LanguageConfig) -> None:
         self._builder, self._config, self._language = builder, config, language
         self._heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
-        shape = ["batch", config.num_kv_heads, "entries", config.head_dim]
+        shape: list[int | str] = ["batch", config.num_kv_heads, "entries", config.head_dim]
         dtype = DATA_TYPES[builder.dialect.floats]
         self._states = {
             layer: [builder.input(f"tile_{kind}.{layer}", dtype, shape) for kind in TILE_KINDS]
@@ -61,7 +71,8 @@ class CrossBlock:
             return zeros
 
         # The branches make what is added and not the sum, which then stays part of the next norm's kernel.
-        added = self._builder.choose(f"{name}.added", self._any, lambda: self._block(name, layer, x_BSD), nothing)
+        block = partial(self._block, name, layer, x_BSD)
+        added = self._builder.choose(f"{name}.added", self._any, block, nothing)
         total: ir.Value = op(f"{name}.sum", "Add", [x_BSD, added])
         return total
 
@@ -101,7 +112,8 @@ def _is_there(builder: GraphBuilder, tiles_BL: ir.Value) -> ir.Value:
     """Whether any row has a tile, a boolean scalar."""
     entries = builder.op("tiles.entries", "Shape", [tiles_BL], start=1, end=2)
     count = builder.op("tiles.count", "Squeeze", [entries])
-    there: ir.Value = builder.op("tiles.there", "Greater", [count, builder.constant("positions.0", np.int64(0))])
+    zero = builder.constant("positions.0", np.int64(0))
+    there: ir.Value = builder.op("tiles.there", "Greater", [count, zero])
     return there
 
 

@@ -81,9 +81,8 @@ class GraphBuilder:
 
         Each appends its nodes to a branch of its own, and only one of them is computed.
         """
-        branches = {"then_branch": self._branch(f"{name}.then", then)}
-        branches["else_branch"] = self._branch(f"{name}.else", otherwise)
-        value: ir.Value = self.op(name, "If", [condition], **branches)
+        chosen, other = self._branch(f"{name}.then", then), self._branch(f"{name}.else", otherwise)
+        value: ir.Value = self.op(name, "If", [condition], then_branch=chosen, else_branch=other)
         return value
 
     def _branch(self, name: str, make: Callable[[], ir.Value]) -> ir.Graph:

@@ -1,11 +1,11 @@
-"""The tiles graph of NVLM-X and NVLM-H: an image's visual tokens to keys and values of all cross-attention layers.
+"""The tiles graph of NVLM-X and NVLM-H: visual tokens of an image to keys and values for cross-attention.
 
 It runs once per image. Input: `visual_tokens` float32 [C, V, D] of the C tiles of one image that go to
 cross-attention, in order. Outputs: `tile_key.N` and `tile_value.N` [G, L, K] of every layer N with
 cross-attention, and `tiles` int64 [L], the tile of each entry, from 0, or -1 for padding.
 
-Shapes: V visual tokens per tile, D hidden size, T tokens of the longest tag (NVLM-H; shorter ones are padded),
-E entries of a tile (its tag and its visual tokens), L = C * E, G KV heads, K head size, M tiles at most.
+Shapes: V visual tokens per tile, D hidden size, T tokens of the longest tag (NVLM-H; others are padded),
+E entries of a tile (its tag and its visual tokens), L = C * E, G KV heads, K head size.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_tiles(
     for layer in cross.layers:
         features = entries.features(layer, config.language.norm_eps)
         for kind, value in zip(TILE_KINDS, _states(builder, cross, layer, features), strict=True):
-            shape = [cross.num_kv_heads, "entries", cross.head_dim]
+            shape: list[int | str] = [cross.num_kv_heads, "entries", cross.head_dim]
             builder.output(value, f"tile_{kind}.{layer}", DATA_TYPES[builder.floats], shape)
     numbers = _numbers(builder, config.visual_tokens_per_tile, count, entries.tags)
     builder.output(numbers, "tiles", ir.DataType.INT64, ["entries"])
@@ -163,7 +163,8 @@ def _numbers(builder: GraphBuilder, visual: int, count: ir.Value, tags: _Tags | 
     else:
         used = np.concatenate([tags.used, np.ones((len(tags.used), visual), np.bool_)], axis=1)
         used_CE = tags.first("tiles.used", builder.constant("tags.used", used))
-        numbers_CE = op("tiles.entries", "Where", [used_CE, numbers_C1, builder.constant("int64.padding", np.int64(-1))])
+        padding = builder.constant("int64.padding", np.int64(-1))
+        numbers_CE = op("tiles.entries", "Where", [used_CE, numbers_C1, padding])
     flat: ir.Value = op("tiles.flat", "Reshape", [numbers_CE, builder.integers(-1)])
     return flat
 

@@ -1,6 +1,7 @@
 """Lower attention to tiles: products of whole groups of query heads with the keys and values that they share.
 
-Shapes: B rows, S tokens, L entries of tiles, H query heads, G KV heads, R = H / G query heads of each, K head size.
+Shapes: B rows, S tokens, L entries of tiles, H query heads, G KV heads, R = H / G query heads of each,
+K head size.
 """
 
 from __future__ import annotations
@@ -43,19 +44,14 @@ def _is_cross_attention(node: ir.Node) -> bool:
 def _added_to_scores(graph: ir.Graph, mask: ir.Value) -> ir.Value:
     """Insert what is added to scores, float32 [B, 1, S, L], right behind the mask, once for all layers."""
     maker = mask.producer()
-    assert maker is not None and maker.graph is graph, "the mask is made once for all layers"
-    behind = next(iter(_after(graph, maker)))
-    insert = Inserter(graph, behind)
+    assert maker is not None, "the mask is made by the graph"
+    nodes = list(graph)
+    insert = Inserter(graph, nodes[nodes.index(maker) + 1])
     numbers = [
         add_initializer(graph, f"{mask.name}.{name}", ir.tensor(np.array(value, np.float32)))
         for name, value in (("visible", 0), ("hidden", HIDDEN))
     ]
     return insert.op(f"{mask.name}.added", "Where", [mask, *numbers], domain="")[0]
-
-
-def _after(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
-    nodes = list(graph)
-    return nodes[nodes.index(node) + 1 :]
 
 
 def _mixed(graph: ir.Graph, node: ir.Node, added: ir.Value) -> ir.Value:
@@ -77,7 +73,9 @@ def _mixed(graph: ir.Graph, node: ir.Node, added: ir.Value) -> ir.Value:
     scale = 1 / math.sqrt(size)
     scores = insert.op(f"{name}.scores", "FusedMatMul", [rows, k_BGLK], transB=1, alpha=scale)[0]
     # Zeros copy a size, so the number of entries need not be known.
-    masked = insert.op(f"{name}.masked", "Add", [shaped("heads", scores, 0, heads, -1, 0), added], domain="")[0]
+    masked = insert.op(f"{name}.masked", "Add", [shaped("heads", scores, 0, heads, -1, 0), added], domain="")[
+        0
+    ]
     shares = insert.op(f"{name}.shares", "Softmax", [masked], domain="", axis=-1)[0]
     grouped = shaped("grouped", shares, 0, groups, -1, 0)
     mixed = insert.op(f"{name}.groups", "MatMul", [grouped, v_BGLK], domain="")[0]
@@ -88,7 +86,8 @@ def _groups(keys: ir.Value | None) -> tuple[int, int]:
     """KV heads and head size of [B, G, L, K]."""
     shape = None if keys is None else keys.shape
     groups, size = (None, None) if shape is None else (shape[1], shape[3])
-    assert isinstance(groups, int) and isinstance(size, int), "keys of tiles have known heads"
+    if not isinstance(groups, int) or not isinstance(size, int):
+        raise TypeError(f"{keys}: the heads of tiles must have known sizes")
     return groups, size
 
 
