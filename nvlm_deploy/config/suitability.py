@@ -42,7 +42,7 @@ def check_cross_backend(config: NvlmConfig, target: Target) -> None:
     if config.variant != "D" and target.backend not in _CROSS_BACKENDS:
         raise UnsuitableError(
             f"this is an NVLM-{config.variant}, and {target.backend} makes engines of NVLM-D only",
-            hint="onnxruntime has cross-attention: --set backend=onnxruntime, or --target cpu-x86",
+            hint="onnxruntime has cross-attention: --target cpu-x86, or --set backend=onnxruntime",
         )
 
 

@@ -283,11 +283,6 @@ def tile_tags(tokenizer: Tokenizer, config: NvlmConfig) -> tuple[tuple[int, ...]
     return tuple(tuple(tokenizer.encode_text(_tag(k))) for k in range(1, config.max_tiles + 1))
 
 
-def cross_tiles(variant: Variant, tiles: int) -> int:
-    """How many tiles of an image go to cross-attention, from the first on; the others are in the sequence."""
-    return {"D": 0, "X": tiles, "H": tiles - 1}[variant]
-
-
 def _tag(number: int) -> str:
     return f"<tile_{number}>"
 

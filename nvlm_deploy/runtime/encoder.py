@@ -6,8 +6,7 @@ Shapes: V visual tokens, D hidden size.
 from __future__ import annotations
 
 from nvlm_deploy.backends.protocol import TileSession, VisionSession
-from nvlm_deploy.config.model import Variant
-from nvlm_deploy.preprocess.prompt import cross_tiles
+from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.preprocess.tiles import TiledImage
 from nvlm_deploy.runtime.image_cache import EncodedImage, ImageCache, Tiles
 
@@ -20,13 +19,13 @@ class ImageEncoder:
 
     def __init__(
         self,
+        config: NvlmConfig,
         vision: VisionSession,
+        tiles: TileSession | None,
         cache: ImageCache,
-        tiles: TileSession | None = None,
-        variant: Variant = "D",
     ) -> None:
-        assert (tiles is None) == (variant == "D"), f"an NVLM-{variant} with tiles session {tiles}"
-        self._vision, self._cache, self._tiles, self._variant = vision, cache, tiles, variant
+        assert (tiles is None) == (config.cross_attention is None), f"an NVLM-{config.variant} with {tiles}"
+        self._config, self._vision, self._tiles, self._cache = config, vision, tiles, cache
 
     def encode(self, image: TiledImage) -> EncodedImage:
         """What the decoder takes of one image, from the cache if its tiles have been seen."""
@@ -43,7 +42,7 @@ class ImageEncoder:
 
     def _encode(self, tiles: Tiles) -> EncodedImage:
         tokens_TND = self._vision.encode(tiles)
-        attended = cross_tiles(self._variant, len(tiles))
+        attended = self._config.cross_tiles(len(tiles))
         # A copy, so that the tokens of tiles that are in keys and values now are not kept.
         visual_VD = tokens_TND[attended:].reshape(-1, tokens_TND.shape[-1])
         if not attended or self._tiles is None:

@@ -53,7 +53,7 @@ class Engine:
         """`tiles`: for NVLM-X and NVLM-H."""
         self.bundle = bundle
         self.image_cache = image_cache
-        encoder = self.encoder = ImageEncoder(vision, image_cache, tiles, bundle.config.variant)
+        encoder = self.encoder = ImageEncoder(bundle.config, vision, tiles, image_cache)
         self._generator: StepwiseGenerator | InflightGenerator
         if isinstance(decoder, InflightSession):
             self._generator = InflightGenerator(encoder, decoder)
