@@ -139,7 +139,7 @@ class NvlmConfig:
         return 1 if self.variant == "X" else 2
 
     def cross_tiles(self, tiles: int) -> int:
-        """How many of an image's tiles go to cross-attention, from the first on; the others are in the sequence.
+        """How many of an image's tiles go to cross-attention, from the first on; others are in the sequence.
 
         NVLM-H keeps the last in the sequence: the thumbnail, or the only tile.
         """

@@ -26,7 +26,6 @@ from nvlm_deploy.export.matrices import Array, WeightReader, read_float32
 from nvlm_deploy.export.operators import rms_norm
 from nvlm_deploy.export.weights import StreamedTensor, WeightSource
 from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
-from nvlm_deploy.quantization.rtn import dequantize, quantize
 
 Tags = Sequence[Sequence[int]]
 """Token ids of `<tile_1>`, `<tile_2>`, ... for NVLM-H; empty for NVLM-X, whose tags are text."""
@@ -170,12 +169,5 @@ def _numbers(builder: GraphBuilder, visual: int, count: ir.Value, tags: _Tags | 
 
 
 def _embeddings(source: WeightSource, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Rows of the embedding, float32 [T, D], as the decoder's graph looks them up."""
-    storage = source.plan.storage(EMBEDDING)
-    rows_TD = np.concatenate([read_float32(source.weights, EMBEDDING, i, i + 1) for i in ids])
-    if storage.quantized:
-        stored = quantize(
-            rows_TD, bits=storage.bits, group_size=storage.group_size, symmetric=storage.symmetric
-        )
-        return dequantize(stored, rows_TD.shape[1])
-    return rows_TD.astype(np.float16).astype(np.float32) if storage.format == "fp16" else rows_TD
+    """Rows of the embedding, float32 [T, D], in full precision whatever the recipe: they are few."""
+    return np.concatenate([read_float32(source.weights, EMBEDDING, i, i + 1) for i in ids])

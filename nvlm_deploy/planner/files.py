@@ -21,7 +21,7 @@ _FLOAT32 = 4
 # Nodes of a layer in the graph's own file, as this project's graphs have them.
 _VISION_LAYER = 11_000
 _DECODER_LAYER = 7_000
-_CROSS_LAYER = 7_000
+_CROSS_LAYER = 11_000
 # tokenizer.json of Qwen2 has 46 bytes for a token and its merge, and the configs have 6 kB. The manifest,
 # which lists the files, is not among them.
 _TOKEN_BYTES = 46

@@ -1,7 +1,8 @@
 """Predicted speed: bytes over bandwidth and operations over dense rate, each times a stated efficiency.
 
 Decoding reads every weight of the decoder's layers and of `lm_head` once a step, and the keys and values of
-the context and of tiles. Prefill and tower are bound by operations, or by reading all weights once if that takes longer.
+the context and of tiles. Prefill and tower are bound by operations, or by reading all weights once if that
+takes longer.
 Ranks work side by side within a stage; stages of a pipeline one after another for a single request.
 """
 
