@@ -23,7 +23,10 @@ from nvlm_deploy.backends import (
     open_tile_session,
     open_vision_session,
 )
+from nvlm_deploy.backends.onnxruntime.cuda_graph import cuda_graph
 from nvlm_deploy.backends.onnxruntime.lower import lower
+from nvlm_deploy.backends.onnxruntime.session import OrtDecoderSession
+from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export import build_decoder, build_tiles, write_model
@@ -327,3 +330,33 @@ def test_an_engine_without_cross_attention_takes_no_tiles(
     session = open_decoder_session("onnxruntime", path, SessionOptions(threads=1))
     with pytest.raises(NvlmError, match="no cross-attention"):
         session.run(**inputs, cache=session.new_cache(1, 8))
+
+
+def test_graphs_for_cuda_compute_the_same(cross_weights: MakeWeights, build: Build) -> None:
+    """The branches stay in FP32; only attention to text, and its cache, are in FP16."""
+    directory = build(cross_weights("H"), context=CONTEXT, format="fp32")
+    engine = Opened(cross_weights("H"), directory)
+    inputs = engine.inputs([engine.request(*QUESTIONS[0])])
+    path, options = directory / "llm/decoder.onnx", SessionOptions(threads=1)
+    logits = []
+    for session in (engine.decoder, OrtDecoderSession(path, options, cuda_graph(path))):
+        logits.append(session.run(**inputs, cache=session.new_cache(1, CONTEXT)))
+    assert 0 < relative_error(logits[1], logits[0]) < 5e-3
+    assert cuda_graph(directory / "llm/tiles.onnx")
+
+
+def test_stored_matrices_are_found_in_branches_and_for_tiles(
+    cross_weights: MakeWeights, build: Build
+) -> None:
+    weights = cross_weights("H")
+    directory = build(weights, context=CONTEXT, format="int4", group_size=32)
+    found = {
+        matrix.name.removesuffix(".lowered"): matrix
+        for graph in ("decoder", "tiles")
+        for matrix in stored_matrices(directory / f"llm/{graph}.onnx")
+    }
+    for kind in "qkvo":
+        name = f"language.layers.2.cross.attention.{kind}_proj"
+        stored = found[name].read(0, found[name].rows)
+        original = weights.read(f"{name}.weight", torch.float32).numpy()
+        assert relative_error(stored, original) < 0.15
