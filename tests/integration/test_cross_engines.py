@@ -201,6 +201,8 @@ def test_every_recipe_that_needs_no_calibration(
     checkpoint: Path, engine: Engine, tmp_path: Path, recipe: str
 ) -> None:
     quantized = Engine.open(built(checkpoint, recipe, tmp_path / recipe), threads=1)
+    predicted = quantized.bundle.manifest.results["prediction"]["disk_bytes"]
+    assert predicted["measured_to_predicted"] == pytest.approx(1, abs=0.06)
     size = TINY_SHAPE.vocab_size
     logits = [
         first_logits(each.generate(QUESTION, [picture(7)], max_new_tokens=4, top_logits=size))

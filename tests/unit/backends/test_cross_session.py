@@ -25,6 +25,7 @@ from nvlm_deploy.backends import (
 )
 from nvlm_deploy.backends.onnxruntime.cuda_graph import cuda_graph
 from nvlm_deploy.backends.onnxruntime.lower import lower
+from nvlm_deploy.backends.onnxruntime.probe import GraphProbe
 from nvlm_deploy.backends.onnxruntime.session import OrtDecoderSession
 from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
@@ -360,3 +361,24 @@ def test_stored_matrices_are_found_in_branches_and_for_tiles(
         stored = found[name].read(0, found[name].rows)
         original = weights.read(f"{name}.weight", torch.float32).numpy()
         assert relative_error(stored, original) < 0.15
+
+
+def test_the_residual_stream_is_that_of_the_model(cross_weights: MakeWeights, build: Build) -> None:
+    """Read between layers, with tiles and without."""
+    weights = cross_weights("H")
+    directory = build(weights, context=CONTEXT, format="fp32")
+    engine = Opened(weights, directory)
+    readers = {"last": "language.norm", "middle": "language.layers.1.input_norm"}
+    probe = GraphProbe(directory / "llm/decoder.onnx", readers, SessionOptions(threads=1))
+    model = loaded(weights.reader.directory)
+    for question, tiles in (("<image>", (3,)), ("Text.", ())):
+        request = engine.request(question, tiles)
+        inputs, ids = engine.inputs([request]), request.prompt.input_ids
+        visual = inputs["visual_tokens"] if tiles else np.empty((0, 64), np.float32)
+        places, where = request.prompt.visual_positions, np.array([0, len(ids) - 1])
+        states = probe.prompt(ids, visual, places, where, inputs["tiles"])
+        norm = model.language.norm(torch.from_numpy(states["last"]))
+        with torch.inference_mode():
+            logits = model.language.logits(norm).numpy()
+        assert relative_error(logits, reference(weights.reader.directory, request)[where]) < 1e-5
+        assert relative_error(states["middle"], states["last"]) > 0.01
