@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 )
 @click.option("--decode-tokens", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--vision-rounds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Rounds in which tiles go through the tower.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
     "-o",
@@ -44,6 +51,7 @@ def variants(
     tiles: str,
     decode_tokens: int,
     rounds: int,
+    vision_rounds: int,
     threads: int | None,
     output: Path | None,
     as_json: bool,
@@ -57,7 +65,7 @@ def variants(
     from nvlm_deploy.bench.variants import VariantSettings, bench_variants
     from nvlm_deploy.cli.output import print_json, progress_bars
 
-    workload = VariantWorkload(_numbers(tiles), decode_tokens, rounds)
+    workload = VariantWorkload(_numbers(tiles), decode_tokens, rounds, vision_rounds)
     settings = VariantSettings(shape, interval, recipe, workload, threads)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
