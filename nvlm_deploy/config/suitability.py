@@ -24,8 +24,8 @@ def check_variant(config: NvlmConfig) -> None:
     """
     if config.variant != "D":
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}: this release quantizes, plans and builds NVLM-D only",
-            hint="its reference model runs: nvlm_deploy.models.load_model, nvlm-eval documents",
+            f"this is an NVLM-{config.variant}: this release plans, builds and exports NVLM-D only",
+            hint="nvlm-build quantize, verify and sensitivity take it, and so does nvlm-eval documents",
         )
 
 

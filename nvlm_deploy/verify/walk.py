@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.plan import EMBEDDING
-from nvlm_deploy.quantization.spool import Spool
+from nvlm_deploy.quantization.spool import Hidden, Spool
 from nvlm_deploy.quantization.steps import DecoderLayerStep, HeadStep, Step, VisionLayerStep, model_steps
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.verify.prompts import VerifyPrompt, spread, tile_probe_positions
@@ -61,7 +61,7 @@ class ModelWalk:
             if visual is not None:
                 first = next(i for i, step in enumerate(self._steps) if step.name == "language.embed_tokens")
                 for number, tokens in visual.items():
-                    spool.write(first, number, torch.from_numpy(tokens))
+                    spool.write(first, number, Hidden(torch.from_numpy(tokens)))
             recorder = _Recorder(prompts, probed)
             for index in range(first, len(self._steps)):
                 self._run_step(index, prompts, spool, recorder)
@@ -76,16 +76,18 @@ class ModelWalk:
         names = _needed(step, model)
         with model.loaded(names), torch.no_grad(), recorder.watching(step, model.model):
             for number, prompt in enumerate(prompts):
-                x = spool.read(index, number).to(model.device) if spool.has(index, number) else None
+                hidden = None
+                if spool.has(index, number):
+                    hidden = spool.read(index, number, tiles=step.attends).on(model.device)
                 recorder.number = number
                 if isinstance(step, HeadStep):
-                    assert x is not None
-                    recorder.result.logits.append(_logits(model, prompt, x))
+                    assert hidden is not None
+                    recorder.result.logits.append(_logits(model, prompt, hidden.x))
                     continue
-                y = step.run(model, prompt.sequence, x)
-                if y is not None:
-                    recorder.take(step, y)
-                    spool.write(index + 1, number, y)
+                result = step.run(model, prompt.sequence, hidden)
+                if result is not None:
+                    recorder.take(step, result.x)
+                    spool.write(index + 1, number, result)
 
 
 class _Recorder:
