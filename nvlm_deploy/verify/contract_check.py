@@ -108,8 +108,10 @@ def cross_difference(
     contract: Contract, expected: ContractTiles | None, found: CrossPrompt | None
 ) -> str | None:
     """What is wrong with tiles in cross-attention, in words; None if all is as the contract says."""
+    if expected is None and found is None:
+        return None
     if expected is None or found is None:
-        return None if expected is found is None else "tiles in cross-attention, which this model has not"
+        return f"{'nothing is' if found is None else 'tiles are'} in cross-attention"
     for name, wanted, given in (
         ("in cross-attention", expected.attended, found.tiles),
         ("in the sequence", expected.in_sequence, found.sequence_tiles),
@@ -119,6 +121,8 @@ def cross_difference(
     tags = [[contract.tokenizer.decode(list(tag)) for tag in side.tags] for side in (expected, found)]
     if tags[0] != tags[1]:
         return f"the tags of tiles in cross-attention are {tags[1]}, and must be {tags[0]}"
+    if expected.visible.shape != found.visible.shape:
+        return f"{len(found.visible)} tokens say what they see, and {len(expected.visible)} must"
     different = np.flatnonzero((expected.visible != found.visible).any(axis=1))
     if len(different):
         place = int(different[0])
