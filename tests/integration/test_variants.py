@@ -34,13 +34,12 @@ def test_what_is_not_written_yet_is_refused(
     output = ["-o", str(tmp_path / "out")]
     for verb in (
         ["engine", str(checkpoint), "--recipe", "int4-rtn", "--target", "cpu-x86", *output],
-        ["quantize", str(checkpoint), "--recipe", "int8-sq", *output],
         ["plan", str(checkpoint), "--recipe", "int4-rtn", "--target", "cpu-x86"],
         ["export", str(checkpoint), "--format", "trtllm", *output],
         ["export", str(checkpoint), "--format", "hf", *output],
     ):
         assert run(verb) == 3, verb
-        assert "this release quantizes, plans and builds NVLM-D only" in capsys.readouterr().err
+        assert "this release plans, builds and exports NVLM-D only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
