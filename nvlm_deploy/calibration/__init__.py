@@ -2,10 +2,12 @@
 
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.loading import CalibrationSamples, load_samples
-from nvlm_deploy.calibration.sample import CalibrationSample, TokenClass
+from nvlm_deploy.calibration.sample import CalibrationSample
 from nvlm_deploy.calibration.summary import CalibrationSummary
+from nvlm_deploy.calibration.token_classes import UNSEEN, TokenClass
 
 __all__ = [
+    "UNSEEN",
     "CalibrationSample",
     "CalibrationSamples",
     "CalibrationSummary",

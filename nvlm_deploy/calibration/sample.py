@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.calibration.conversation import Conversation
+from nvlm_deploy.calibration.token_classes import Classes, classify_entries, classify_tokens
 from nvlm_deploy.errors import NvlmError
-from nvlm_deploy.preprocess.prompt import Prompt, PromptBuilder
+from nvlm_deploy.preprocess.prompt import CrossPrompt, PromptBuilder
 from nvlm_deploy.preprocess.tiles import preprocess_images
-
-
-class TokenClass(IntEnum):
-    """What stands at a position of the prompt.
-
-    VISUAL is a visual token of an ordinary tile, THUMBNAIL one of the thumbnail behind several tiles. The
-    tile of an image that has only one counts as VISUAL, although the prompt tags it as the thumbnail: it is
-    all that the model sees of the image. TAG is a token with a part of a tile's tag in it, TEXT all the rest.
-    """
-
-    TEXT = 0
-    TAG = 1
-    VISUAL = 2
-    THUMBNAIL = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,20 +29,33 @@ class CalibrationSample:
         prompt_length: tokens before the last answer; S if there is none.
         cut_tokens: tokens at the end of the answer that `shorten` has taken away.
         has_text: whether there is text besides the frame of the prompt.
+        cross: where tiles go besides the sequence, and what the prompt's tokens see of them; the answer sees
+            what the last of them sees. None for NVLM-D.
+        entry_classes: int8, the class of every entry that cross-attention attends to; UNSEEN is padding.
     """
 
     label: str
     input_ids: npt.NDArray[np.int64]
     tiles: npt.NDArray[np.uint8]
     visual_positions: npt.NDArray[np.int64]
-    token_classes: npt.NDArray[np.int8]
+    token_classes: Classes
     tiles_per_image: tuple[int, ...]
     prompt_length: int
     cut_tokens: int = 0
     has_text: bool = True
+    cross: CrossPrompt | None = None
+    entry_classes: Classes = field(default_factory=lambda: np.empty(0, dtype=np.int8))
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def sees_tiles(self) -> npt.NDArray[np.bool_]:
+        """Which tokens attend to a tile in cross-attention, [S]."""
+        if self.cross is None or not len(self.cross.tiles):
+            return np.zeros(len(self), dtype=np.bool_)
+        first, end = self.cross.visible.T
+        return np.pad(end > first, (0, len(self) - len(first)), mode="edge")
 
     def shorten(self, max_tokens: int) -> CalibrationSample | None:
         """Cut the last answer to fit into `max_tokens`, or return None if the prompt alone does not fit.
@@ -76,9 +74,15 @@ class CalibrationSample:
         )
 
     def digest(self) -> bytes:
-        """SHA-256 of the token ids (little-endian) and the tiles' bytes, each with its length before it."""
+        """SHA-256 of the token ids (little-endian) and the tiles' bytes, each with its length before it.
+
+        In NVLM-X and NVLM-H what each token sees of the tiles comes behind them.
+        """
         sha = hashlib.sha256()
-        for array in (self.input_ids.astype("<i8", copy=False), self.tiles):
+        arrays = [self.input_ids.astype("<i8", copy=False), self.tiles]
+        if self.cross is not None:
+            arrays.append(self.cross.visible.astype("<i8", copy=False))
+        for array in arrays:
             sha.update(len(array).to_bytes(8, "little"))
             sha.update(np.ascontiguousarray(array).data)
         return sha.digest()
@@ -107,10 +111,12 @@ def build_sample(conversation: Conversation, builder: PromptBuilder) -> Calibrat
         input_ids=input_ids,
         tiles=np.concatenate([no_tiles, *(image.tiles for image in tiled)]),
         visual_positions=prompt.visual_positions,
-        token_classes=_classify(prompt, len(input_ids), tiles_per_image, builder),
+        token_classes=classify_tokens(prompt, len(input_ids), tiles_per_image, builder),
         tiles_per_image=tiles_per_image,
         prompt_length=len(prompt),
         has_text=conversation.has_text,
+        cross=prompt.cross,
+        entry_classes=classify_entries(prompt.cross, tiles_per_image, builder.config.visual_tokens_per_tile),
     )
 
 
@@ -119,30 +125,3 @@ def _answer_ids(conversation: Conversation, builder: PromptBuilder) -> npt.NDArr
         return np.empty(0, dtype=np.int64)
     tokenizer = builder.tokenizer
     return np.array([*tokenizer.encode_text(conversation.answer), tokenizer.eos_id], dtype=np.int64)
-
-
-def _classify(
-    prompt: Prompt, length: int, tiles_per_image: Sequence[int], builder: PromptBuilder
-) -> npt.NDArray[np.int8]:
-    """Return the class of each of `length` positions, of which the first are the prompt's: int8 [length]."""
-    classes = np.full(length, TokenClass.TEXT, dtype=np.int8)
-    places = iter(prompt.visual_positions.reshape(-1, builder.config.visual_tokens_per_tile))
-    for tiles in tiles_per_image:
-        for number in range(1, tiles + 1):
-            place = next(places)
-            last = number == tiles
-            tag = builder.config.thumbnail_tag if last else f"<tile_{number}>"
-            classes[_tag_start(prompt, int(place[0]), tag, builder) : place[0]] = TokenClass.TAG
-            classes[place] = TokenClass.THUMBNAIL if last and tiles > 1 else TokenClass.VISUAL
-    return classes
-
-
-def _tag_start(prompt: Prompt, end: int, tag: str, builder: PromptBuilder) -> int:
-    """Return where the tokens of the tag that ends before position `end` start.
-
-    The tokenizer decides how many there are, and its first token may hold the end of `<Image>`, too.
-    """
-    for start in range(end - 1, max(end - len(tag), 0) - 1, -1):
-        if builder.tokenizer.decode(prompt.input_ids[start:end], skip_special_tokens=False).endswith(tag):
-            return start
-    raise NvlmError(f"the tokens before position {end} of a prompt do not spell the tag {tag}")

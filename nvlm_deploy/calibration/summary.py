@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nvlm_deploy.calibration.sample import CalibrationSample, TokenClass
+from nvlm_deploy.calibration.sample import CalibrationSample
+from nvlm_deploy.calibration.token_classes import UNSEEN, TokenClass
 from nvlm_deploy.config.calibration import CalibrationSet
 
 # Fewer samples make statistics that depend on the draw.
@@ -29,7 +30,8 @@ class CalibrationSummary:
         max_tokens: the set's limit, or the model's if that is lower.
         digest: SHA-256, in hexadecimal digits, over the digests of all samples in order: of the set as the
             model sees it, so it depends on the model's tokenizer and tile size.
-        tokens: number of tokens by class: text, tag, visual, thumbnail.
+        tokens: number of tokens by class: text, tag, visual, thumbnail; those of tiles in cross-attention
+            are among them. cross_tiles: how many tiles are there.
         images: number of images; `tiles` of their tiles, thumbnails included.
         class_weights: how much a position of each class counts.
         warnings: sentences on what the set cannot calibrate.
@@ -50,6 +52,7 @@ class CalibrationSummary:
     tiles: int
     class_weights: dict[str, float]
     warnings: tuple[str, ...]
+    cross_tiles: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
@@ -66,6 +69,7 @@ class Tally:
     shortened: int = 0
     images: int = 0
     tiles: int = 0
+    cross_tiles: int = 0
     _tokens: np.ndarray[Any, np.dtype[np.int64]] = field(
         default_factory=lambda: np.zeros(len(TokenClass), dtype=np.int64)
     )
@@ -79,7 +83,10 @@ class Tally:
         self.shortened += sample.cut_tokens > 0
         self.images += len(sample.tiles_per_image)
         self.tiles += len(sample.tiles)
-        self._tokens += np.bincount(sample.token_classes, minlength=len(TokenClass))
+        self.cross_tiles += 0 if sample.cross is None else len(sample.cross.tiles)
+        entries = sample.entry_classes[sample.entry_classes != UNSEEN]
+        classes = np.concatenate([sample.token_classes, entries])
+        self._tokens += np.bincount(classes, minlength=len(TokenClass))
         self._digests.append(sample.digest())
         return self._digests[-1]
 
@@ -102,6 +109,7 @@ class Tally:
             tiles=self.tiles,
             class_weights=spec.class_weights.model_dump(),
             warnings=tuple(self._warnings(spec, tokens)),
+            cross_tiles=self.cross_tiles,
         )
 
     def _warnings(self, spec: CalibrationSet, tokens: dict[str, int]) -> list[str]:

@@ -107,11 +107,9 @@ def _measure(
     """Statistics of the first set; if there is another, against its ranges."""
     from nvlm_deploy.checkpoint.model_weights import ModelWeights
     from nvlm_deploy.checkpoint.reader import CheckpointReader
-    from nvlm_deploy.config.suitability import check_variant
     from nvlm_deploy.quantization.statistics import activation_statistics
 
     weights = ModelWeights(CheckpointReader(checkpoint))
-    check_variant(weights.reader.config)
     weights.verify_dummy_heads()
     ranges = None
     for samples in reversed(sets):

@@ -118,10 +118,14 @@ class KeepRule(_Section):
 
 
 class NeverRule(_Section):
-    """Parameters that nobody should quantize, and why; a plan that would is refused."""
+    """Parameters that nobody should quantize, and why; a plan that would is refused.
+
+    only: the models that have such parameters, if not all do: those with cross-attention, NVLM-X and NVLM-H.
+    """
 
     match: str = Field(min_length=1)
     reason: str = Field(min_length=1)
+    only: Literal["cross_attention"] | None = None
 
 
 class AwqSettings(_Section):

@@ -28,8 +28,8 @@ def check_variant(config: NvlmConfig) -> None:
     """
     if config.variant != "D":
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}: this release quantizes and exports NVLM-D only",
-            hint="recipes that need no calibration make engines of it: nvlm-build engine",
+            f"this is an NVLM-{config.variant}: this release exports NVLM-D only",
+            hint="nvlm-build engine makes engines of it for ONNX Runtime",
         )
 
 

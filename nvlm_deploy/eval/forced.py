@@ -15,7 +15,7 @@ import torch
 from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sample import CalibrationSample, build_sample
-from nvlm_deploy.models import Nvlm
+from nvlm_deploy.models import CrossTiles, Nvlm
 from nvlm_deploy.preprocess import PromptBuilder, normalize_tiles
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions
 from nvlm_deploy.synthetic.documents import Document, Exchange
@@ -45,7 +45,8 @@ def model_logits(model: Nvlm) -> LogitsFunction:
         pixels = torch.from_numpy(normalize_tiles(sample.tiles)) if len(sample.tiles) else None
         with torch.inference_mode():
             visual = None if pixels is None else model.encode_tiles(pixels)
-            hidden = model.language(model.embed(ids, visual, mask))
+            tiles = CrossTiles.of([sample])
+            hidden = model.hidden_states(ids, visual, mask, tiles=tiles)
             wanted = torch.from_numpy(_predicting(sample))
             logits_AV: torch.Tensor = model.language.logits(hidden[0, wanted])
         return logits_AV.numpy()

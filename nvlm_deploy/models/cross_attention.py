@@ -33,6 +33,11 @@ class TileMemory:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> TileMemory:
+        """The same tiles on a device, without the keys and values that layers have made of them."""
+        bound_BLD = None if self.bound_BLD is None else self.bound_BLD.to(device)
+        return TileMemory(self.features_BLD.to(device), self.tiles_BL.to(device), bound_BLD)
+
     def mask(self, visible_BT2: Tensor) -> Tensor:
         """Bool [B, T, L]: whether a position attends to an entry.
 

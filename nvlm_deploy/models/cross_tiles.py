@@ -7,14 +7,23 @@ cross-attention, M of them in the row that has most, G tokens of the longest tag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from nvlm_deploy.models.cross_attention import TileMemory
-from nvlm_deploy.preprocess.prompt import Prompt
+from nvlm_deploy.preprocess.prompt import CrossPrompt
+
+
+class TiledPrompt(Protocol):
+    """A prompt, or one with its answer: text behind the prompt sees what the prompt's last token sees."""
+
+    @property
+    def cross(self) -> CrossPrompt | None: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class CrossTiles:
     sequence_S: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], length: int | None = None) -> CrossTiles | None:
+    def of(cls, prompts: Sequence[TiledPrompt], length: int | None = None) -> CrossTiles | None:
         """Collect what prompts say; None if they are for a model without cross-attention.
 
         Args:
@@ -55,7 +64,7 @@ class CrossTiles:
         first = 0
         for number, cross in enumerate(crosses):
             visible_BT2[number, : len(cross.visible)] = torch.from_numpy(cross.visible)
-            # Padding behind a row sees what its last token sees; nobody reads it.
+            # An answer behind the prompt sees what the last token sees; so does padding, which nobody reads.
             visible_BT2[number, len(cross.visible) :] = visible_BT2[number, len(cross.visible) - 1]
             index += [first + int(tile) for tile in cross.tiles]
             sequence += [first + int(tile) for tile in cross.sequence_tiles]
@@ -69,6 +78,10 @@ class CrossTiles:
             tags_CG[place, : len(tag)] = torch.as_tensor(tag)
         integers = [torch.tensor(values, dtype=torch.int64) for values in (index, row, rank, sequence)]
         return cls(visible_BT2, integers[0], integers[1], integers[2], tags_CG, integers[3])
+
+    def to(self, device: torch.device) -> CrossTiles:
+        """The same on another device."""
+        return CrossTiles(*(getattr(self, each.name).to(device) for each in fields(self)))
 
     def memory(self, visual_NVD: Tensor) -> TileMemory | None:
         """Lay tiles out row by row; None if no tile goes to cross-attention.

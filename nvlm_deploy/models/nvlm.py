@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D decoder hidden size, V visual tokens and N tiles of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from nvlm_deploy.models.cross_tiles import CrossTiles
 from nvlm_deploy.models.decoder import KvCache, LanguageDecoder
 from nvlm_deploy.models.projector import make_projector
 from nvlm_deploy.models.vision import VisionTower
+
+LookUp = Callable[[Tensor], Tensor]
+"""Token ids of any shape to embeddings [..., D]."""
 
 
 class Nvlm(nn.Module, ABC):
@@ -38,8 +42,15 @@ class Nvlm(nn.Module, ABC):
         """Token embeddings [B, T, D], with visual tokens where the variant has them in the sequence."""
 
     @abstractmethod
-    def tile_memory(self, visual: Tensor, tiles: CrossTiles) -> TileMemory | None:
-        """What cross-attention layers attend to; None if the variant has none."""
+    def tile_memory(
+        self, visual: Tensor, tiles: CrossTiles, look_up: LookUp | None = None
+    ) -> TileMemory | None:
+        """What cross-attention layers attend to; None if the variant has none.
+
+        Args:
+            visual: visual tokens of all tiles [N, tokens per tile, D].
+            look_up: token ids to embeddings, where the model's own table is not in memory.
+        """
 
     def forward(
         self,

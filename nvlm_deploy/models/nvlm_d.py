@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nvlm_deploy.models.cross_tiles import CrossTiles
-from nvlm_deploy.models.nvlm import Nvlm, place_visual_tokens
+from nvlm_deploy.models.nvlm import LookUp, Nvlm, place_visual_tokens
 
 
 class NvlmD(Nvlm):
@@ -24,5 +24,5 @@ class NvlmD(Nvlm):
             return embeds_BTD
         return place_visual_tokens(embeds_BTD, visual, visual_mask_BT)
 
-    def tile_memory(self, visual: Tensor, tiles: CrossTiles) -> None:
+    def tile_memory(self, visual: Tensor, tiles: CrossTiles, look_up: LookUp | None = None) -> None:
         """NVLM-D has no cross-attention."""

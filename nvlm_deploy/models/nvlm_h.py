@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nvlm_deploy.models.cross_attention import TileMemory
 from nvlm_deploy.models.cross_tiles import CrossTiles
-from nvlm_deploy.models.nvlm import Nvlm, place_visual_tokens
+from nvlm_deploy.models.nvlm import LookUp, Nvlm, place_visual_tokens
 
 
 class NvlmH(Nvlm):
@@ -28,7 +28,11 @@ class NvlmH(Nvlm):
             return embeds_BTD
         return place_visual_tokens(embeds_BTD, visual, visual_mask_BT)
 
-    def tile_memory(self, visual: Tensor, tiles: CrossTiles) -> TileMemory | None:
+    def tile_memory(
+        self, visual: Tensor, tiles: CrossTiles, look_up: LookUp | None = None
+    ) -> TileMemory | None:
         """Tags and visual tokens of the regular tiles, row by row; None if there are none."""
         assert self.config.cross_attention is not None, "an NVLM-H has cross-attention"
-        return tiles.tagged_memory(visual, self.language.embed_tokens, self.config.cross_attention.bind_tags)
+        return tiles.tagged_memory(
+            visual, look_up or self.language.embed_tokens, self.config.cross_attention.bind_tags
+        )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nvlm_deploy.models.cross_attention import TileMemory
 from nvlm_deploy.models.cross_tiles import CrossTiles
-from nvlm_deploy.models.nvlm import Nvlm
+from nvlm_deploy.models.nvlm import LookUp, Nvlm
 
 
 class NvlmX(Nvlm):
@@ -17,6 +17,8 @@ class NvlmX(Nvlm):
         embeds_BTD: Tensor = self.language.embed_tokens(ids_BT)
         return embeds_BTD
 
-    def tile_memory(self, visual: Tensor, tiles: CrossTiles) -> TileMemory | None:
+    def tile_memory(
+        self, visual: Tensor, tiles: CrossTiles, look_up: LookUp | None = None
+    ) -> TileMemory | None:
         """Visual tokens [N, tokens per tile, D] row by row."""
         return tiles.memory(visual)

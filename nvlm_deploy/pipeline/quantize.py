@@ -13,7 +13,6 @@ import torch
 
 from nvlm_deploy.calibration import CalibrationSamples, load_samples
 from nvlm_deploy.checkpoint.safetensors_file import write_file
-from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.pipeline.quantize_output import (
     checkpoint_storages,
@@ -120,7 +119,7 @@ class _Quantizer:
         for group in step.groups:
             observed = seen.pop(group.linears[0], None)
             for part in self.search.parts(group):
-                calibrated = _is_calibrated(self.storages[part.weights[0]])
+                calibrated = self.storages[part.weights[0]].calibrated
                 scales = self.search.search(part, observed if calibrated else None)
                 tensors.update(released_part(self.search, part, scales))
                 left.difference_update(part.weights, folded_parameters(part, scales))
@@ -149,7 +148,7 @@ class _Quantizer:
     def _observed(self, step: Step) -> bool:
         cached = self.plan.recipe.kv_cache == "fp8" and isinstance(step, DecoderLayerStep)
         return cached or any(
-            _is_calibrated(self.storages[name])
+            self.storages[name].calibrated
             for group in step.groups
             for name in group.weights
             if name in self.storages
@@ -161,12 +160,6 @@ def _stream_settings(plan: QuantizePlan, storages: Mapping[str, Storage]) -> Str
     # Whole inputs take memory, and the other algorithms look at their ranges alone.
     searched = any(storage.algorithm in ("awq", "gptq") for storage in storages.values())
     return settings if searched else replace(settings, rows=0)
-
-
-def _is_calibrated(storage: Storage) -> bool:
-    """Whether a matrix's numbers depend on what it sees."""
-    searched = storage.algorithm not in (None, "max")
-    return storage.quantized and (searched or storage.activations in STATIC_ACTIVATIONS)
 
 
 def _describe(part: LinearGroup, scales: GroupScales, observed: Observed) -> dict[str, Any]:
@@ -192,10 +185,20 @@ def _key(plan: QuantizePlan, samples: CalibrationSamples | None) -> dict[str, An
 
 
 def _check_samples(plan: QuantizePlan, samples: CalibrationSamples) -> None:
-    tower = [t.storage for t in plan.quantization.tensors.values() if t.part in ("vision", "projector")]
-    if samples.summary.images == 0 and any(_is_calibrated(storage) for storage in tower):
+    tensors = plan.quantization.tensors.values()
+    tower = [t.storage for t in tensors if t.part in ("vision", "projector")]
+    if samples.summary.images == 0 and any(storage.calibrated for storage in tower):
         raise NvlmError(
             f"recipe {plan.recipe.name} calibrates the vision tower, and the calibration set "
             f"'{samples.summary.name}' has no image",
             hint="use a set with images, for example --calibration documents",
+        )
+    cross = [t.storage for t in tensors if ".cross." in t.name]
+    if samples.summary.cross_tiles == 0 and any(storage.calibrated for storage in cross):
+        variant = plan.weights.reader.config.variant
+        several = "no image of several tiles" if variant == "H" else "no image"
+        raise NvlmError(
+            f"recipe {plan.recipe.name} calibrates the cross-attention of this NVLM-{variant}, and the "
+            f"calibration set '{samples.summary.name}' has {several}",
+            hint="use a set with such images, for example --calibration documents",
         )

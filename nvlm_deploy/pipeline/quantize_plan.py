@@ -15,7 +15,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_target, check_variant
+from nvlm_deploy.config.suitability import check_target
 from nvlm_deploy.config.target import load_target
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.models.device import open_device
@@ -23,12 +23,11 @@ from nvlm_deploy.pipeline.atomic import check_output, require_space
 from nvlm_deploy.pipeline.resumable import unfinished_bytes
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, resolve
+from nvlm_deploy.quantization.statistics import spool_bytes
 from nvlm_deploy.quantization.unified import QUANT_CONFIG_NAME, quant_algorithm
 
 DEFAULT_CALIBRATION = "documents"
 CALIBRATION_PREFIX = "calibration."
-# Hidden states are kept in FP32.
-_SPOOL_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,7 @@ class QuantizePlan:
             needed += storage.nbytes(info.shape) if storage.algorithm else info.num_bytes
         if samples is None:
             return needed
-        vision, language = reader.config.vision, reader.config.language
-        in_tower = samples.summary.tiles * vision.num_positions * vision.hidden_size
-        in_decoder = sum(samples.summary.tokens.values()) * language.hidden_size
-        return needed + 2 * _SPOOL_BYTES * max(in_tower, in_decoder)
+        return needed + spool_bytes(reader.config, samples.summary)
 
     def check_disk(self, samples: CalibrationSamples | None = None) -> None:
         """Check that what is not there yet of `disk_needed` fits.
@@ -142,7 +138,6 @@ def plan_quantize(request: QuantizeRequest) -> QuantizePlan:
             f"{request.checkpoint} is quantized already", hint="start from the released checkpoint"
         )
     weights = ModelWeights(CheckpointReader(request.checkpoint))
-    check_variant(weights.reader.config)
     quantization = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     check_storages(recipe, quantization, weights)
     weights.verify_dummy_heads()

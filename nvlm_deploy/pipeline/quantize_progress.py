@@ -38,9 +38,8 @@ class QuantizeProgress:
         self._shown: list[int] = []
         self._searched: list[int] = []
         for index, step in enumerate(stream.steps):
-            weight_count = sum(self._size(group) for group in step.groups)
-            tokens = sum(len(step.classes(sample)) for sample in stream.without_tiles)
-            self._shown.append(tokens * weight_count if index <= last_shown else 0)
+            shown = sum(self._size(group) * stream.count_rows(index, group) for group in step.groups)
+            self._shown.append(shown if index <= last_shown else 0)
             self._searched.append(sum(self.search_cost(group) for group in step.groups))
         self._total = max(1, sum(self._shown) + sum(self._searched))
         self._before, self._in_search = 0, 0

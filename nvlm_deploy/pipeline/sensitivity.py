@@ -18,7 +18,6 @@ from nvlm_deploy.config.calibration import CalibrationSet, read_calibration_set
 from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.sensitivity import Granularity, SensitivityReport, UsedCalibration
-from nvlm_deploy.config.suitability import check_variant
 from nvlm_deploy.errors import UnsuitableError, UsageError, did_you_mean
 from nvlm_deploy.eval.agreement import Agreement
 from nvlm_deploy.models.device import open_device
@@ -90,7 +89,6 @@ def plan_with_recipes(request: SensitivityRequest, recipes: Sequence[Recipe]) ->
     """As `plan_sensitivity`, for recipes that are read already, whatever `formats` the request names."""
     open_device(request.device)
     weights = ModelWeights(CheckpointReader(request.checkpoint))
-    check_variant(weights.reader.config)
     candidates = _candidates(recipes, weights)
     calibration, directory = None, Path()
     if any(recipe.needs_calibration for recipe in recipes):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nvlm_deploy.calibration.sample import TokenClass
+from nvlm_deploy.calibration.token_classes import UNSEEN, TokenClass
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.quantization.groups import LinearGroup
 
@@ -53,7 +53,15 @@ class Observed:
         return seen
 
     def add(self, x_RK: Tensor, classes_R: Tensor, keep_R: Tensor) -> None:
-        """Take in the inputs of R tokens; `keep_R` are the indices of those that are kept as they are."""
+        """Take in the inputs of R rows; `keep_R` are the indices of those that are kept as they are.
+
+        Rows of the class UNSEEN count nowhere.
+        """
+        if len(keep_R):
+            self.rows.append(x_RK[keep_R].float())
+        seen_R = classes_R != UNSEEN
+        if not seen_R.all():
+            x_RK, classes_R = x_RK[seen_R], classes_R[seen_R]
         for kind in classes_R.unique().tolist():
             rows_S = (classes_R == kind).nonzero().squeeze(1)
             count = len(rows_S) * x_RK.shape[1]
@@ -74,8 +82,6 @@ class Observed:
                 places_PK = _rounded_up(x_PK) + MAGNITUDES * classes_P.long().unsqueeze(1)
                 counts = torch.bincount(places_PK.flatten(), minlength=CLASSES * MAGNITUDES)
                 self.histogram_CB += counts.view(CLASSES, MAGNITUDES)
-        if len(keep_R):
-            self.rows.append(x_RK[keep_R].float())
 
     def limit(self, kinds: Collection[TokenClass]) -> float | None:
         """The largest magnitude of some classes, rounded up to BF16; None if none of them was seen."""
@@ -140,7 +146,7 @@ def _from_bits(bits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One sample as a layer sees it: the class of every row, and the rows whose inputs are kept."""
+    """One sample as a group sees it: the class of every row, and the rows whose inputs are kept."""
 
     classes_R: Tensor
     keep_R: Tensor
@@ -155,7 +161,7 @@ class Observer:
         self.seen: dict[str, Observed] = {}
         """What was seen, by the first linear of each group."""
         self._modules = {group.linears[0]: model.get_submodule(group.linears[0]) for group in groups}
-        self._shown: Shown | None = None
+        self._shown: Mapping[str, Shown] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -169,17 +175,17 @@ class Observer:
             for handle in handles:
                 handle.remove()
 
-    def show(self, sample: Shown) -> None:
-        """Say what the next forward pass is about."""
+    def show(self, sample: Mapping[str, Shown]) -> None:
+        """Say what the next forward pass is about, by the first linear of each group."""
         self._shown = sample
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert self._shown is not None, "show a sample before it passes"
+            shown = self._shown[name]
             x_RK = inputs[0].detach().flatten(0, -2)
             if name not in self.seen:
                 self.seen[name] = Observed.empty(x_RK.shape[1], x_RK.device, histogram=self._histograms)
-            self.seen[name].add(x_RK, self._shown.classes_R, self._shown.keep_R)
+            self.seen[name].add(x_RK, shown.classes_R, shown.keep_R)
 
         return observe
 
@@ -193,14 +199,15 @@ def choose_rows(
     """Choose at most `most` rows over all samples, without repetition.
 
     Args:
-        classes: token class of every row, one array a sample.
+        classes: token class of every row, or UNSEEN, one array a sample.
         weights: how likely a row of a class is chosen, relative to one of weight 1; 0 never.
 
     Returns:
         Sorted indices of the chosen rows, one array a sample. The same seed chooses the same rows.
     """
     rng = np.random.default_rng(seed)
-    table = np.array([weights[kind] for kind in TokenClass], np.float64)
+    # UNSEEN, -1, is the last entry, of weight 0.
+    table = np.array([*(weights[kind] for kind in TokenClass), 0.0], np.float64)
     row_weights = np.concatenate([table[sample] for sample in classes])
     # Efraimidis and Spirakis (2006): the largest u^(1/w) are a weighted sample without replacement.
     with np.errstate(divide="ignore"):

@@ -13,6 +13,7 @@ from nvlm_deploy.config.manifest import PartSize
 from nvlm_deploy.config.recipe import (
     FLOAT_TYPES,
     NVFP4_GROUP,
+    STATIC_ACTIVATIONS,
     ActivationType,
     CalibratedAlgorithm,
     Recipe,
@@ -66,6 +67,12 @@ class Storage:
     def quantized(self) -> bool:
         """Whether the numbers are stored with scales."""
         return self.format not in FLOAT_TYPES
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the numbers depend on what the matrix sees."""
+        searched = self.algorithm not in (None, "max")
+        return self.quantized and (searched or self.activations in STATIC_ACTIVATIONS)
 
     def groups(self, columns: int) -> int:
         """Number of scales per row; the last group may be partial."""

@@ -11,8 +11,11 @@ from nvlm_deploy.config.recipe import EngineName, LayerRule, Recipe
 from nvlm_deploy.errors import NvlmError, did_you_mean
 
 _EMBEDDING = "language.embed_tokens.weight"
-# Matrices with one input, of which a fused one is made; each by the first of its row.
+# Matrices with one input, of which a fused one is made; each by the first of its row. Queries of
+# cross-attention have another input than its keys and values.
 _FUSED_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+_FUSED_IN_CROSS_ATTENTION = {"v_proj": "k_proj", "up_proj": "gate_proj"}
+_CROSS = ".cross."
 _FUSING_ENGINES: tuple[EngineName, ...] = ("tensorrt_llm", "vllm")
 _GLOB_HINT = "patterns are globs over the names of parameters"
 
@@ -76,7 +79,10 @@ def check_never(recipe: Recipe, quantized: Mapping[str, bool]) -> None:
     Raises:
         NvlmError: a rule matches no parameter, or a parameter that is quantized.
     """
+    has_cross = any(_CROSS in name for name in quantized)
     for rule in recipe.never:
+        if rule.only == "cross_attention" and not has_cross:
+            continue
         matched = fnmatch.filter(quantized, rule.match)
         if not matched:
             raise NvlmError(
@@ -99,9 +105,10 @@ def check_fused(recipe: Recipe, storages: Mapping[str, Stored]) -> None:
     """
     for name, storage in storages.items():
         stem, _, leaf = name.removesuffix(".weight").rpartition(".")
-        if leaf not in _FUSED_WITH:
+        fused_with = _FUSED_IN_CROSS_ATTENTION if _CROSS in name else _FUSED_WITH
+        if leaf not in fused_with:
             continue
-        first = f"{stem}.{_FUSED_WITH[leaf]}.weight"
+        first = f"{stem}.{fused_with[leaf]}.weight"
         # In a quantized checkpoint all floats are as released.
         alike = storage == storages[first] or not (storage.quantized or storages[first].quantized)
         reason = None if alike else _fused_by(recipe, name)

@@ -98,6 +98,11 @@ class ScaleSearch:
             NvlmError: the linears saw nothing, or something that is no number.
         """
         storage = self.storages[part.weights[0]]
+        if seen is None and storage.calibrated:
+            raise NvlmError(
+                f"{part.linears[0]} sees nothing of the calibration set",
+                hint="use a set with images of several tiles, for example --calibration documents",
+            )
         if seen is not None:
             _check_seen(part, storage, seen)
         scale_K = self._shared_scale(part, storage, seen)

@@ -227,10 +227,13 @@ def activation_statistics(
 
 
 def spool_bytes(config: NvlmConfig, summary: CalibrationSummary) -> int:
-    """Bytes on disk that the hidden states of a set take at most, those before and after one step."""
+    """Bytes on disk that the hidden states of a set take at most, those before and after one step.
+
+    Tiles of cross-attention stay beside both, with the tags that are bound to them.
+    """
     tower = summary.tiles * config.vision.num_positions * config.vision.hidden_size
     decoder = sum(summary.tokens.values()) * config.language.hidden_size
-    return 2 * _FLOAT_BYTES * max(tower, decoder)
+    return _FLOAT_BYTES * max(2 * tower, (2 if config.cross_attention is None else 3) * decoder)
 
 
 def _check_room(folder: Path, needed: int) -> None:

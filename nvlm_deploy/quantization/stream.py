@@ -11,8 +11,9 @@ import torch
 from nvlm_deploy.calibration import CalibrationSamples, TokenClass
 from nvlm_deploy.config.calibration import ClassWeights
 from nvlm_deploy.progress import ProgressCallback, no_progress
+from nvlm_deploy.quantization.groups import LinearGroup
 from nvlm_deploy.quantization.observe import Observed, Observer, Shown, choose_rows
-from nvlm_deploy.quantization.spool import Spool
+from nvlm_deploy.quantization.spool import Hidden, Spool
 from nvlm_deploy.quantization.steps import Step, model_steps
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 
@@ -29,6 +30,17 @@ class StreamSettings:
     rows: int = 2048
     seed: int = 0
     histograms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupRows:
+    """Token classes of what one group sees, and the rows that are kept, by sample."""
+
+    classes: Sequence[torch.Tensor]
+    kept: Sequence[torch.Tensor]
+
+    def shown(self, sample: int, device: torch.device) -> Shown:
+        return Shown(self.classes[sample].to(device), self.kept[sample].to(device))
 
 
 class CalibrationStream:
@@ -57,16 +69,14 @@ class CalibrationStream:
         """
         step = self.steps[index]
         observer = Observer(self.model.model, step.groups, histograms=self.settings.histograms)
-        kept = self._kept_rows(step) if step.groups else []
+        rows = {group.linears[0]: self._rows(step, group) for group in step.groups}
         with self.model.loaded(step.computes_with), observer.watching(), torch.no_grad():
             for number, sample in enumerate(self.samples if index == 0 else self.without_tiles):
-                x = self._read(index, number)
-                if step.groups:
-                    classes_R = step.classes(sample).to(self.model.device)
-                    observer.show(Shown(classes_R, kept[number].to(self.model.device)))
-                y = step.run(self.model, sample, x)
-                if y is not None:
-                    self._spool.write(index + 1, number, y)
+                hidden = self._read(index, number)
+                observer.show({first: each.shown(number, self.model.device) for first, each in rows.items()})
+                result = step.run(self.model, sample, hidden)
+                if result is not None:
+                    self._spool.write(index + 1, number, result)
                 done = index * len(self.samples) + number + 1
                 self._progress("show samples", done, len(self.steps) * len(self.samples))
         return observer.seen
@@ -75,17 +85,22 @@ class CalibrationStream:
         """Forget a step's inputs; its outputs are those of the next."""
         self._spool.forget(index)
 
-    def _read(self, index: int, number: int) -> torch.Tensor | None:
+    def count_rows(self, index: int, group: LinearGroup) -> int:
+        """How many inputs all samples together are for a group of a step."""
+        return sum(len(self.steps[index].classes(sample, group)) for sample in self.without_tiles)
+
+    def _read(self, index: int, number: int) -> Hidden | None:
         if not self._spool.has(index, number):
             return None
-        return self._spool.read(index, number).to(self.model.device)
+        return self._spool.read(index, number, tiles=self.steps[index].attends).on(self.model.device)
 
-    def _kept_rows(self, step: Step) -> Sequence[torch.Tensor]:
-        """The rows that searches see: the same ones in all steps whose rows mean the same."""
-        classes = [step.classes(sample).numpy() for sample in self.without_tiles]
-        key = tuple(rows.tobytes() for rows in classes)
+    def _rows(self, step: Step, group: LinearGroup) -> _GroupRows:
+        """Which rows searches see: the same ones in all groups whose rows mean the same."""
+        classes = [step.classes(sample, group) for sample in self.without_tiles]
+        key = tuple(rows.numpy().tobytes() for rows in classes)
         if key not in self._kept:
             weights = {kind: getattr(self.settings.class_weights, kind.name.lower()) for kind in TokenClass}
-            chosen = choose_rows(classes, weights, self.settings.rows, self.settings.seed)
+            arrays = [rows.numpy() for rows in classes]
+            chosen = choose_rows(arrays, weights, self.settings.rows, self.settings.seed)
             self._kept[key] = [torch.from_numpy(rows) for rows in chosen]
-        return self._kept[key]
+        return _GroupRows(classes, self._kept[key])

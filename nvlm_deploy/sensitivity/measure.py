@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nvlm_deploy.calibration import CalibrationSample
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.sensitivity import Measure as MeasureName
 from nvlm_deploy.eval.agreement import Agreement, agreement
-from nvlm_deploy.quantization.spool import Spool
+from nvlm_deploy.quantization.spool import Hidden, Spool
 from nvlm_deploy.quantization.steps import HeadStep, TokenEmbedding, model_steps
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.sensitivity.prompts import Prompts, answer_positions
@@ -62,15 +61,15 @@ class Measure(ABC):
     def leave(self, index: int) -> None:
         """Be done with a step."""
 
-    def _run(self, index: int, number: int, x: Tensor | None) -> Tensor | None:
+    def _run(self, index: int, number: int, hidden: Hidden | None) -> Hidden | None:
         """What the next step sees of a prompt; of the last one, the logits of the answer [A, V]."""
         step, sample = self.steps[index], self._samples[number]
         if not isinstance(step, HeadStep):
-            return step.run(self.model, sample, x)
-        assert x is not None
-        language = self.model.model.language
-        hidden_AD = x[0, torch.from_numpy(answer_positions(sample)).to(x.device)]
-        return language.logits(language.norm(hidden_AD))
+            return step.run(self.model, sample, hidden)
+        assert hidden is not None
+        language, x_1SD = self.model.model.language, hidden.x
+        last_AD = x_1SD[0, torch.from_numpy(answer_positions(sample)).to(x_1SD.device)]
+        return Hidden(language.logits(language.norm(last_AD)))
 
 
 class KlMeasure(Measure):
@@ -84,17 +83,13 @@ class KlMeasure(Measure):
 
     def __init__(self, weights: ModelWeights, prompts: Prompts, device: torch.device) -> None:
         super().__init__(weights, prompts, device)
-        self._inputs: list[Tensor | None] = []
-        self._text: list[Tensor] = []
+        self._inputs: list[Hidden | None] = []
         self._reference: list[np.ndarray] = []
 
     @contextmanager
     def open(self) -> Iterator[None]:
         names = self.model.weights.names()
         with self.model.loaded(names), torch.inference_mode():
-            embedding = TokenEmbedding()
-            rows = [embedding.run(self.model, sample, None) for sample in self._samples]
-            self._text = [row for row in rows if row is not None]
             self._inputs = [self._run(0, number, None) for number in range(len(self._samples))]
             # Pixels are large, and only the first step sees them.
             self._samples = [_without_tiles(sample) for sample in self._samples]
@@ -131,22 +126,19 @@ class KlMeasure(Measure):
         return total
 
     def _logits(self, index: int, number: int) -> np.ndarray:
-        x = self._inputs[number]
+        hidden = self._inputs[number]
         for step in range(index, len(self.steps)):
-            x = self._run(step, number, x)
-        assert x is not None
-        return x.cpu().numpy()
+            hidden = self._run(step, number, hidden)
+        assert hidden is not None
+        return hidden.x.cpu().numpy()
 
-    def _run(self, index: int, number: int, x: Tensor | None) -> Tensor | None:
-        if not isinstance(self.steps[index], TokenEmbedding):
-            return super()._run(index, number, x)
-        # Rows of the embedding come from disk, which is slow to repeat for every replacement.
-        text_1SD = self._text[number]
-        if x is None:
-            return text_1SD
-        embeds_1SD = text_1SD.clone()
-        embeds_1SD[0, torch.from_numpy(self._samples[number].visual_positions)] = x
-        return embeds_1SD
+    def _run(self, index: int, number: int, hidden: Hidden | None) -> Hidden | None:
+        step = self.steps[index]
+        if not isinstance(step, TokenEmbedding):
+            return super()._run(index, number, hidden)
+        # The whole table is in memory; from disk, row by row, is slow to repeat for every replacement.
+        look_up = self.model.model.language.embed_tokens
+        return step.embed(self.model, self._samples[number], hidden, look_up)
 
 
 class LocalMeasure(Measure):
@@ -167,32 +159,35 @@ class LocalMeasure(Measure):
         return nullcontext()
 
     def enter(self, index: int) -> None:
-        for number, y in self._outputs(index):
-            self._spool.write(index + 1, number, y)
+        for number, hidden in self._outputs(index):
+            self._spool.write(index + 1, number, hidden)
 
     def score(self, index: int, linears: Linears) -> Loss:
         error = square = 0.0
-        for number, y in self._outputs(index, linears):
-            exact = self._spool.read(index + 1, number).to(y.device)
-            error += float((y - exact).square().sum(dtype=torch.float64))
+        for number, hidden in self._outputs(index, linears):
+            exact = self._spool.read(index + 1, number).x.to(hidden.x.device)
+            error += float((hidden.x - exact).square().sum(dtype=torch.float64))
             square += float(exact.square().sum(dtype=torch.float64))
         return Loss(error / square if square else float(error > 0))
 
     def leave(self, index: int) -> None:
         self._spool.forget(index)
 
-    def _outputs(self, index: int, linears: Linears | None = None) -> Iterator[tuple[int, Tensor]]:
+    def _outputs(self, index: int, linears: Linears | None = None) -> Iterator[tuple[int, Hidden]]:
         with (
             self.model.loaded(self.steps[index].computes_with),
             replaced(self.model.model, linears or {}),
             torch.inference_mode(),
         ):
             for number in range(len(self._samples)):
-                has_input = self._spool.has(index, number)
-                x = self._spool.read(index, number).to(self.model.device) if has_input else None
-                y = self._run(index, number, x)
-                if y is not None:
-                    yield number, y
+                hidden = self._run(index, number, self._read(index, number))
+                if hidden is not None:
+                    yield number, hidden
+
+    def _read(self, index: int, number: int) -> Hidden | None:
+        if not self._spool.has(index, number):
+            return None
+        return self._spool.read(index, number, tiles=self.steps[index].attends).on(self.model.device)
 
 
 def _without_tiles(sample: CalibrationSample) -> CalibrationSample:

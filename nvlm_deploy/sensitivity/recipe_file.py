@@ -162,7 +162,7 @@ def _same(key: str, values: Sequence[Value]) -> Value:
 
 def _never(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     rules = {rule.match: rule for recipe in recipes for rule in recipe.never}
-    return [rule.model_dump() for rule in rules.values()]
+    return [rule.model_dump(exclude_none=True) for rule in rules.values()]
 
 
 def _table(assignment: Assignment, head: str) -> list[str]:

@@ -1,8 +1,9 @@
 """The prompt and tile contracts once more, for no other purpose than to be compared with.
 
 Nothing here comes from `nvlm_deploy.preprocess`: a fault in shared code would otherwise be on both sides of
-every comparison. Written after the released code (README and modelling file of nvidia/NVLM-D-72B); Pillow and
-the `tokenizers` library are all that is shared.
+every comparison. Written after the released code (README and modelling file of nvidia/NVLM-D-72B), and for
+NVLM-X and NVLM-H, which were not released, after `docs/checkpoint-format.md`; Pillow and the `tokenizers`
+library are all that is shared.
 """
 
 from __future__ import annotations
@@ -29,13 +30,32 @@ _ASSISTANT = "<|im_start|>assistant\n"
 _THUMBNAILS = {"Qwen2ForCausalLM": "<tile_global_thumbnail>", "LlamaForCausalLM": "<tile_global>"}
 
 
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContractTiles:
+    """What goes to cross-attention besides the sequence, in NVLM-X and NVLM-H.
+
+    attended: tiles, by number. in_sequence: the others. tags: ids of the tag among the keys of every attended
+    tile; none in NVLM-X. visible: int64 [S, 2], the attended tiles [first, end) that each token sees.
+    """
+
+    attended: Int64
+    in_sequence: Int64
+    tags: tuple[Int64, ...]
+    visible: Int64
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ContractPrompt:
-    """Token ids int64 [S], the placeholders' positions int64 [V], and the first position behind the image."""
+    """Token ids int64 [S], the placeholders' positions int64 [V], the first position behind the image, and
+    where tiles go besides the sequence, None in NVLM-D."""
 
-    input_ids: npt.NDArray[np.int64]
-    visual_positions: npt.NDArray[np.int64]
+    input_ids: Int64
+    visual_positions: Int64
     text_start: int
+    cross: ContractTiles | None = None
 
 
 class Contract:
@@ -48,6 +68,7 @@ class Contract:
         self.max_tiles = int(config["max_dynamic_patch"])
         patches = (self.side // int(config["vision_config"]["patch_size"])) ** 2
         self.tokens_per_tile = int(patches * float(config["downsample_ratio"]) ** 2)
+        self.variant = str(config["architectures"][0])[:6]
         self.thumbnail_tag = _THUMBNAILS[config["llm_config"]["architectures"][0]]
         self.newline_after_turn = mode == "megatron"
         self.tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -66,15 +87,42 @@ class Contract:
     def prompt(self, question: str, tags: Sequence[str] = ()) -> ContractPrompt:
         """Token ids of one question, after an image whose tiles have these tags if there are any."""
         end = _END + ("\n" if self.newline_after_turn else "")
-        image = [f"{tag}{_PLACEHOLDER * self.tokens_per_tile}" for tag in tags]
         before = _SYSTEM + end + _USER + ("<Image>" if tags else "")
         after = ("</Image>\n" if tags else "") + question + end + _ASSISTANT
+        if self.variant == "NVLM_X":
+            return self._text_prompt(before, tags, after)
+        placed = tags[-1:] if self.variant == "NVLM_H" else tags
+        image = [f"{tag}{_PLACEHOLDER * self.tokens_per_tile}" for tag in placed]
         # In training the first tag is tokenized apart from `<Image>`; the released code reads one string.
         parts = [before, "".join(image) + after]
         texts = parts if tags and self.newline_after_turn else ["".join(parts)]
         ids = np.array([i for text in texts for i in self.encode(text)], np.int64)
         places = np.flatnonzero(ids == self.placeholder_id)
-        return ContractPrompt(ids, places, int(places[-1]) + 1 if len(places) else 0)
+        text_start = int(places[-1]) + 1 if len(places) else 0
+        cross = self._hybrid_tiles(tags, len(ids), text_start) if self.variant == "NVLM_H" else None
+        return ContractPrompt(ids, places, text_start, cross)
+
+    def _text_prompt(self, before: str, tags: Sequence[str], after: str) -> ContractPrompt:
+        """NVLM-X: each tag is tokenized apart, and sees its tile; what comes behind sees all of them."""
+        count = len(tags)
+        pieces = [(before, (0, 0)), *((tag, (k, k + 1)) for k, tag in enumerate(tags)), (after, (0, count))]
+        ids: list[int] = []
+        visible: list[tuple[int, int]] = []
+        text_start = 0
+        for text, sees in pieces if tags else [(before + after, (0, 0))]:
+            text_start = len(ids)
+            ids += self.encode(text)
+            visible += [sees] * (len(ids) - len(visible))
+        cross = ContractTiles(np.arange(count), np.arange(0), (), np.array(visible, np.int64))
+        return ContractPrompt(np.array(ids, np.int64), np.arange(0), text_start if tags else 0, cross)
+
+    def _hybrid_tiles(self, tags: Sequence[str], length: int, text_start: int) -> ContractTiles:
+        """NVLM-H: all tiles but the last are attended to, with their tags, by what comes behind the last."""
+        regular = [np.array(self.encode(tag), np.int64) for tag in tags[:-1]]
+        visible = np.zeros((length, 2), np.int64)
+        visible[text_start:, 1] = len(regular)
+        last = np.arange(len(regular), len(tags))
+        return ContractTiles(np.arange(len(regular)), last, tuple(regular), visible)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens in it act."""

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nvlm_deploy.runtime import Engine
-from nvlm_deploy.verify.contract import Contract
+from nvlm_deploy.preprocess.prompt import CrossPrompt, Prompt
+from nvlm_deploy.preprocess.tiles import TiledImage
+from nvlm_deploy.verify.contract import Contract, ContractTiles
 from nvlm_deploy.verify.prompts import VerifyPrompt
 
 _CONTEXT = 6
 _QUESTION = "What is this?"
+
+
+class Preprocessor(Protocol):
+    """What makes token ids and tiles: an engine's runtime."""
+
+    def preprocess(self, prompt: str, images: Any = ()) -> tuple[Prompt, tuple[TiledImage, ...]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,9 @@ class ContractResult:
     wrong_tiles: tuple[str, ...]
 
 
-def check_contract(engine: Engine, contract: Contract, prompts: Sequence[VerifyPrompt]) -> ContractResult:
+def check_contract(
+    engine: Preprocessor, contract: Contract, prompts: Sequence[VerifyPrompt]
+) -> ContractResult:
     """Compare the runtime's tiles and ids for the prompts and for pictures of every shape and mode."""
     cases = [(p.label, p.exchange.question, p.image) for p in prompts]
     cases += [(name, _QUESTION, picture) for name, picture in shape_pictures(contract)]
@@ -40,7 +50,9 @@ def check_contract(engine: Engine, contract: Contract, prompts: Sequence[VerifyP
             problem = tile_difference(expected, images[0].tiles)
             if problem:
                 wrong_tiles.append(f"{label}: {problem}")
-        problem = id_difference(contract, contract.prompt(question, tags).input_ids, prompt.input_ids)
+        wanted = contract.prompt(question, tags)
+        problem = id_difference(contract, wanted.input_ids, prompt.input_ids)
+        problem = problem or cross_difference(contract, wanted.cross, prompt.cross)
         if problem:
             wrong_ids.append(f"{label}: {problem}")
     return ContractResult(len(cases), tuple(wrong_ids), tuple(wrong_tiles))
@@ -90,6 +102,33 @@ def id_difference(
         f"position {place} of {len(expected)} begins {_spell(contract, found, place)}, "
         f"and must begin {_spell(contract, expected, place)}"
     )
+
+
+def cross_difference(
+    contract: Contract, expected: ContractTiles | None, found: CrossPrompt | None
+) -> str | None:
+    """What is wrong with tiles in cross-attention, in words; None if all is as the contract says."""
+    if expected is None and found is None:
+        return None
+    if expected is None or found is None:
+        return f"{'nothing is' if found is None else 'tiles are'} in cross-attention"
+    for name, wanted, given in (
+        ("in cross-attention", expected.attended, found.tiles),
+        ("in the sequence", expected.in_sequence, found.sequence_tiles),
+    ):
+        if not np.array_equal(wanted, given):
+            return f"tiles {(given + 1).tolist()} are {name}, and must be {(wanted + 1).tolist()}"
+    tags = [[contract.tokenizer.decode(list(tag)) for tag in side.tags] for side in (expected, found)]
+    if tags[0] != tags[1]:
+        return f"the tags of tiles in cross-attention are {tags[1]}, and must be {tags[0]}"
+    if expected.visible.shape != found.visible.shape:
+        return f"{len(found.visible)} tokens say what they see, and {len(expected.visible)} must"
+    different = np.flatnonzero((expected.visible != found.visible).any(axis=1))
+    if len(different):
+        place = int(different[0])
+        sees, must = found.visible[place].tolist(), expected.visible[place].tolist()
+        return f"position {place} of {len(expected.visible)} sees tiles {sees}, and must see {must}"
+    return None
 
 
 def _spell(contract: Contract, ids: npt.NDArray[np.int64], place: int) -> str:

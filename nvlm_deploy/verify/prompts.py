@@ -16,8 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from nvlm_deploy.calibration import CalibrationSample
+from nvlm_deploy.preprocess.prompt import CrossPrompt
 from nvlm_deploy.synthetic.documents import Document, Exchange, document
-from nvlm_deploy.verify.contract import Contract
+from nvlm_deploy.verify.contract import Contract, ContractPrompt
 
 Row = Literal["ocr", "table", "chart", "position", "text"]
 # Rows of the report that have images, and the kinds of generated documents in them.
@@ -129,8 +130,17 @@ def _prompt(
         token_classes=np.zeros(len(input_ids), np.int8),
         tiles_per_image=(len(tiles),) if len(tiles) else (),
         prompt_length=length,
+        cross=_cross(prompt),
     )
     # Questions about positions are compared from the image on: the tags act there first.
     first = prompt.text_start if row == "position" else length - 1
     positions = np.arange(first, len(input_ids))
     return VerifyPrompt(label, row, exchange, image, sequence, answer_ids, positions)
+
+
+def _cross(prompt: ContractPrompt) -> CrossPrompt | None:
+    """The contract's own words in the form that models read."""
+    cross = prompt.cross
+    if cross is None:
+        return None
+    return CrossPrompt(cross.attended, cross.in_sequence, cross.tags, cross.visible)

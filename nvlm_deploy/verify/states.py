@@ -1,6 +1,7 @@
 """Hidden states of a model at named places, and where those places are.
 
 The residual stream is compared after every attention and every MLP, which is where the next norm reads it.
+Cross-attention has a place of its own. Prompts without tiles skip it, and have the same states on both sides.
 
 Shapes: R rows (positions of all probed prompts), C width.
 """
@@ -39,25 +40,35 @@ class Place:
 
 def tower_places(config: NvlmConfig) -> tuple[Place, ...]:
     """The tower's stream, from the embedding to the last layer, and the projector's output."""
-    layers = config.vision.num_layers
-    norms = [(f"vision.layers.{i}.norm1", f"vision.layers.{i}.norm2") for i in range(layers)]
-    stream = _stream("vision", norms, last="vision.stream", part="tower")
+    branches: list[tuple[str, str]] = []
+    for layer in range(config.vision.num_layers):
+        name = f"vision.layers.{layer}"
+        branches += [(f"{name}.attention", f"{name}.norm1"), (f"{name}.mlp", f"{name}.norm2")]
+    stream = _stream("vision", branches, last="vision.stream", part="tower")
     return (*stream, Place("projector", "projector", None))
 
 
 def decoder_places(config: NvlmConfig) -> tuple[Place, ...]:
     """The decoder's stream, from the embeddings to the last layer."""
-    names = [f"language.layers.{i}" for i in range(config.language.num_layers)]
-    norms = [(f"{name}.input_norm", f"{name}.post_attention_norm") for name in names]
-    return _stream("language", norms, last="language.norm", part="decoder")
+    cross = config.cross_attention
+    branches: list[tuple[str, str]] = []
+    for layer in range(config.language.num_layers):
+        name = f"language.layers.{layer}"
+        of_layer = [
+            (f"{name}.attention", f"{name}.input_norm"),
+            (f"{name}.mlp", f"{name}.post_attention_norm"),
+        ]
+        if cross is not None and layer in cross.layers:
+            place = 0 if cross.placement == "before_layer" else 1
+            of_layer.insert(place, (f"{name}.cross", f"{name}.cross.norm"))
+        branches += of_layer
+    return _stream("language", branches, last="language.norm", part="decoder")
 
 
-def _stream(prefix: str, norms: list[tuple[str, str]], last: str, part: Part) -> tuple[Place, ...]:
-    """Places of one residual stream; `norms` are the two of every layer, `last` reads the end."""
-    readers = [norm for pair in norms for norm in pair] + [last]
-    names = [f"{prefix}.embeddings"]
-    for layer in range(len(norms)):
-        names += [f"{prefix}.layers.{layer}.attention", f"{prefix}.layers.{layer}.mlp"]
+def _stream(prefix: str, branches: list[tuple[str, str]], last: str, part: Part) -> tuple[Place, ...]:
+    """Places of one residual stream: behind each branch, which has a norm before it; `last` reads the end."""
+    names = [f"{prefix}.embeddings", *(name for name, _ in branches)]
+    readers = [*(norm for _, norm in branches), last]
     before: list[str | None] = [None, *names[:-1]]
     return tuple(
         Place(name, part, reader, previous)

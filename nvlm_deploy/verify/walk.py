@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.plan import EMBEDDING
-from nvlm_deploy.quantization.spool import Spool
+from nvlm_deploy.quantization.spool import Hidden, Spool
 from nvlm_deploy.quantization.steps import DecoderLayerStep, HeadStep, Step, VisionLayerStep, model_steps
 from nvlm_deploy.quantization.streamed_model import StreamedModel
 from nvlm_deploy.verify.prompts import VerifyPrompt, spread, tile_probe_positions
-from nvlm_deploy.verify.states import Rows, States
+from nvlm_deploy.verify.states import Place, Rows, States, decoder_places, tower_places
 
 _PROJECTED_ROWS = 48
 
@@ -61,8 +61,10 @@ class ModelWalk:
             if visual is not None:
                 first = next(i for i, step in enumerate(self._steps) if step.name == "language.embed_tokens")
                 for number, tokens in visual.items():
-                    spool.write(first, number, torch.from_numpy(tokens))
-            recorder = _Recorder(prompts, probed)
+                    spool.write(first, number, Hidden(torch.from_numpy(tokens)))
+            config = self._model.weights.reader.config
+            places = (*tower_places(config), *decoder_places(config))
+            recorder = _Recorder(prompts, probed, places)
             for index in range(first, len(self._steps)):
                 self._run_step(index, prompts, spool, recorder)
                 spool.forget(index)
@@ -76,57 +78,74 @@ class ModelWalk:
         names = _needed(step, model)
         with model.loaded(names), torch.no_grad(), recorder.watching(step, model.model):
             for number, prompt in enumerate(prompts):
-                x = spool.read(index, number).to(model.device) if spool.has(index, number) else None
+                hidden = None
+                if spool.has(index, number):
+                    hidden = spool.read(index, number, tiles=step.attends).on(model.device)
                 recorder.number = number
                 if isinstance(step, HeadStep):
-                    assert x is not None
-                    recorder.result.logits.append(_logits(model, prompt, x))
+                    assert hidden is not None
+                    recorder.result.logits.append(_logits(model, prompt, hidden.x))
                     continue
-                y = step.run(model, prompt.sequence, x)
-                if y is not None:
-                    recorder.take(step, y)
-                    spool.write(index + 1, number, y)
+                result = step.run(model, prompt.sequence, hidden)
+                if result is not None:
+                    recorder.take(step, result.x)
+                    spool.write(index + 1, number, result)
 
 
 class _Recorder:
     """Keeps the rows of probed prompts that are to be compared."""
 
-    def __init__(self, prompts: Sequence[VerifyPrompt], probed: frozenset[int]) -> None:
+    def __init__(
+        self, prompts: Sequence[VerifyPrompt], probed: frozenset[int], places: Sequence[Place]
+    ) -> None:
         self.result = WalkResult()
         self.number = 0
-        self._prompts, self._probed = prompts, probed
+        self._prompts, self._probed, self._places = prompts, probed, places
         self._rows: dict[str, list[Rows]] = {}
+        self._inside: list[str] = []
+        self._passed: dict[str, Tensor] = {}
 
     def take(self, step: Step, y: Tensor) -> None:
         """Keep rows of a step's result: [T, N, C] in the tower, [V, D] of the projector, [1, S, D] after."""
+        passed, self._passed = self._passed, {}
         if self.number not in self._probed:
             return
         if step.name == "projector":
             self.result.visual[self.number] = y.float().cpu().numpy()
         self._keep(_place_behind(step), y)
+        stream = y
+        for place in reversed(self._inside):
+            # A branch that was skipped has left the stream as it is behind it.
+            stream = passed.get(place, stream)
+            self._keep(place, stream)
 
     @contextmanager
     def watching(self, step: Step, model: nn.Module) -> Iterator[None]:
-        """Keep rows of the stream between attention and MLP inside the block."""
+        """Keep rows of the stream between the branches of a layer inside the block."""
         if not isinstance(step, VisionLayerStep | DecoderLayerStep):
             yield
             return
-        norm = "norm2" if isinstance(step, VisionLayerStep) else "post_attention_norm"
-        handle = model.get_submodule(f"{step.name}.{norm}").register_forward_pre_hook(self._hook(step))
+        inside = [place for place in self._places if place.name.startswith(f"{step.name}.")][:-1]
+        self._inside = [place.name for place in inside]
+        hooks = [
+            model.get_submodule(str(place.read_by)).register_forward_pre_hook(self._hook(place.name))
+            for place in inside
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            self._inside = []
+            for hook in hooks:
+                hook.remove()
 
     def finish(self) -> WalkResult:
         """All rows of a place together."""
         self.result.states = {place: np.concatenate(rows) for place, rows in self._rows.items()}
         return self.result
 
-    def _hook(self, step: Step) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _hook(self, place: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self.number in self._probed:
-                self._keep(f"{step.name}.attention", inputs[0])
+            self._passed[place] = inputs[0]
 
         return keep
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.variants import write_variant
+
 ROUNDS = 10
 # A round that ends before the kill, or that is killed before its first layer, proves nothing.
 MIN_RESUMED = 5
@@ -66,20 +68,24 @@ def without_times(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(900)
-def test_kill_9_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "rounds", "least"), [("D", ROUNDS, MIN_RESUMED), ("H", 3, 1)])
+def test_kill_9_at_random_moments(
+    kind: str, rounds: int, least: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("modelopt")
-    arguments = ["quantize", str(tiny_checkpoint), "--recipe", "int4-awq-vit-int8"]
+    checkpoint = tiny_checkpoint if kind == "D" else write_variant(kind, tmp_path / "released")
+    arguments = ["quantize", str(checkpoint), "--recipe", "int4-awq-vit-int8"]
     for change in ("weights.language.group_size=32", "awq.alpha_step=0.5", "calibration.count=2"):
         arguments += ["--set", change]
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(ROUNDS), str(tmp_path), *arguments],
+        [sys.executable, "-c", KILLER, str(rounds), str(tmp_path), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(reports) == ROUNDS
+    assert len(reports) == rounds
     whole = tmp_path / "whole"
     expected = {path.name: path.read_bytes() for path in whole.iterdir() if path.suffix != ".json"}
     manifest = json.loads((whole / "quantization.json").read_text())
@@ -99,5 +105,5 @@ def test_kill_9_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None
         times = {step["step"]: step["seconds"] for step in again["steps"]}
         assert times.items() >= report["finished"].items()
         resumed += not report["existed"] and len(report["finished"]) > 0
-    assert resumed >= MIN_RESUMED
+    assert resumed >= least
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

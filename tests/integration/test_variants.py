@@ -33,12 +33,11 @@ def test_what_is_not_written_yet_is_refused(
 ) -> None:
     output = ["-o", str(tmp_path / "out")]
     for verb in (
-        ["quantize", str(checkpoint), "--recipe", "int8-sq", *output],
         ["export", str(checkpoint), "--format", "trtllm", *output],
         ["export", str(checkpoint), "--format", "hf", *output],
     ):
         assert run(verb) == 3, verb
-        assert "this release quantizes and exports NVLM-D only" in capsys.readouterr().err
+        assert "this release exports NVLM-D only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -43,7 +43,7 @@ class Streamed:
     def hidden(self, step: str, sample: int) -> Tensor:
         """What a step made of a sample."""
         names = [step.name for step in self.stream.steps]
-        return self.stream._spool.read(names.index(step) + 1, sample)
+        return self.stream._spool.read(names.index(step) + 1, sample).x
 
 
 @pytest.fixture(scope="module")
