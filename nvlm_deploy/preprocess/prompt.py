@@ -277,10 +277,15 @@ class _HybridAssembly(_CrossAssembly):
 
 
 def tile_tags(tokenizer: Tokenizer, config: NvlmConfig) -> tuple[tuple[int, ...], ...]:
-    """Ids of the tags whose embeddings stand among keys: `<tile_1>`, ... of NVLM-H; none of the others."""
+    """Ids of the tags whose embeddings stand among keys in NVLM-H; none for the others.
+
+    `<tile_1>` to that of the last tile, and then the thumbnail's. No prompt has that one there; it is what
+    verification exchanges a tag for.
+    """
     if config.variant != "H":
         return ()
-    return tuple(tuple(tokenizer.encode_text(_tag(k))) for k in range(1, config.max_tiles + 1))
+    tags = [*(_tag(k) for k in range(1, config.max_tiles + 1)), config.thumbnail_tag]
+    return tuple(tuple(tokenizer.encode_text(tag)) for tag in tags)
 
 
 def _tag(number: int) -> str:

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.library import input_type, open_graph
+from nvlm_deploy.backends.onnxruntime.stored import all_nodes
 from nvlm_deploy.backends.protocol import Float32, Int64, SeenTiles, SessionOptions
 from nvlm_deploy.errors import NvlmError
 
@@ -107,7 +108,7 @@ def _with_outputs(path: Path, readers: Mapping[str, str]) -> bytes:
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     graph.input.append(onnx.helper.make_tensor_value_info(_POSITIONS, onnx.TensorProto.INT64, ["probed"]))
-    streams = _streams(graph.node)
+    streams = _streams(list(all_nodes(graph)))
     for name, reader in readers.items():
         if reader not in streams:
             raise NvlmError(
@@ -122,7 +123,10 @@ def _with_outputs(path: Path, readers: Mapping[str, str]) -> bytes:
 
 
 def _streams(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-    """The value that every norm reads, by the norm's name; a fused sum is the norm's own fourth output."""
+    """The value that every norm reads, by the norm's name; a fused sum is the norm's own fourth output.
+
+    What a norm at the beginning of a branch reads comes from outside of the branch.
+    """
     streams = {}
     for node in nodes:
         if node.op_type in _NORMS:
