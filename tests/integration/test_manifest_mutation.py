@@ -69,9 +69,14 @@ def changed(value: Any) -> Any:
     return ["novelty"] if isinstance(value, list) else {"novelty": 1}
 
 
+def fields(written: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The fields that are changed, and what is in them."""
+    return [each for each in leaves(written) if written["variant"] == "D" or each[0].startswith("llm.")]
+
+
 def mutants(written: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every field, and the manifest in which it alone is another."""
-    for field, value in leaves(written):
+    """Every field, and the manifest in which it alone is another; of NVLM-H what is not as in NVLM-D."""
+    for field, value in fields(written):
         mutant = copy.deepcopy(written)
         place: Any = mutant
         *above, last = [int(part) if part.isdigit() else part for part in split(field, written)]
@@ -135,7 +140,7 @@ def test_every_field_is_bound_to_the_rest_of_the_bundle(sample: Path, written: d
 def test_every_changed_field_is_named_with_both_values(sample: Path, written: dict[str, Any]) -> None:
     """As after an edit by hand, or a flipped bit: the copy inside knows what was written."""
     wrong, count = [], 0
-    for (field, mutant), (_, before) in zip(mutants(written), leaves(written), strict=True):
+    for (field, mutant), (_, before) in zip(mutants(written), fields(written), strict=True):
         count += 1
         error = refusal(sample, only_signed(written, mutant))
         said, hint = (error.message, error.hint or "") if error else ("", "")
@@ -144,7 +149,7 @@ def test_every_changed_field_is_named_with_both_values(sample: Path, written: di
         if COMMAND not in hint or not (named or field == "format_version" or (not before and field in said)):
             wrong.append((field, said))
     assert wrong == []
-    assert count > 100
+    assert count > (100 if written["variant"] == "D" else 50)
 
 
 def test_a_field_that_is_gone_or_new_is_named(sample: Path, written: dict[str, Any]) -> None:
