@@ -12,7 +12,10 @@ from nvlm_deploy.backends.protocol import (
     GraphFacts,
     InflightSession,
     KvCache,
+    SeenTiles,
     SessionOptions,
+    TileSession,
+    TileStates,
     VisionSession,
 )
 from nvlm_deploy.errors import UsageError, did_you_mean
@@ -23,10 +26,14 @@ __all__ = [
     "GraphFacts",
     "InflightSession",
     "KvCache",
+    "SeenTiles",
     "SessionOptions",
+    "TileSession",
+    "TileStates",
     "VisionSession",
     "open_decoder_session",
     "open_inflight_session",
+    "open_tile_session",
     "open_vision_session",
     "take_part",
 ]
@@ -46,6 +53,12 @@ INFLIGHT_BACKENDS = ("tensorrt_llm",)
 def open_vision_session(backend: str, path: Path, options: SessionOptions | None = None) -> VisionSession:
     """Open a vision graph with the backend that made it."""
     session: VisionSession = _module(backend).open_vision(path, options or SessionOptions())
+    return session
+
+
+def open_tile_session(backend: str, path: Path, options: SessionOptions | None = None) -> TileSession:
+    """Open a tiles graph with the backend that made it."""
+    session: TileSession = _module(backend).open_tiles(path, options or SessionOptions())
     return session
 
 

@@ -36,13 +36,14 @@ class EngineSettings:
 
     context_length: tokens of prompt and answer together. target: None for any machine. tiles: for makers
     that compute in 16 bits and measure where that is too little; without it they do not measure. record: JSON
-    that graphs are to say of themselves; see `GraphFacts`.
+    that graphs are to say of themselves; see `GraphFacts`. tags: see `preprocess.prompt.tile_tags`.
     """
 
     context_length: int
     target: Target | None = None
     tiles: Tiles | None = None
     record: Mapping[str, Any] | None = None
+    tags: tuple[tuple[int, ...], ...] = ()
 
 
 class EngineMaker(Protocol):
@@ -58,7 +59,7 @@ class EngineMaker(Protocol):
             UnsuitableError: names what is asked for and what there is.
         """
 
-    def files(self) -> tuple[str, ...]:
+    def files(self, config: NvlmConfig) -> tuple[str, ...]:
         """Paths of the files that `build_engine` leaves."""
 
     def disk_bytes(self, plan: QuantizationPlan) -> int:

@@ -1,7 +1,8 @@
 """What a backend's sessions look like to the runtime. NumPy and the standard library only.
 
 Shapes: B rows of the batch, S new tokens per row (right-padded), P logit positions, V visual tokens of
-the whole batch, D decoder hidden size, T tiles, N visual tokens per tile, I pixels per side of a tile.
+the whole batch, D decoder hidden size, T tiles, N visual tokens per tile, I pixels per side of a tile. For
+cross-attention: C tiles, L entries that are attended to, G KV heads, K head size.
 """
 
 from __future__ import annotations
@@ -61,6 +62,41 @@ class KvCache(Protocol):
         """Tokens that fit into each row."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TileStates:
+    """Keys and values of tiles for every layer with cross-attention, of one image or of a batch.
+
+    keys, values: one for each of these layers, ascending: [G, L, K] of an image, [B, G, L, K] of a batch.
+    tiles: [L] or [B, L], the tile of its image or row that an entry belongs to; -1 is padding.
+    """
+
+    keys: tuple[Float32, ...]
+    values: tuple[Float32, ...]
+    tiles: Int64
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.tiles.nbytes + sum(array.nbytes for array in (*self.keys, *self.values))
+
+    @property
+    def counts(self) -> Int64:
+        """Number of tiles, [] of an image or [B] of a batch."""
+        return np.asarray(self.tiles.max(axis=-1, initial=-1) + 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenTiles:
+    """What new tokens see of tiles.
+
+    states: of the batch; the same object in step after step is given to the device once.
+    visible: int64 [B, S, 2]; token s of row b sees the tiles [first, end) of its row.
+    """
+
+    states: TileStates
+    visible: Int64
+
+
 class VisionSession(Protocol):
     """Tiles to visual tokens."""
 
@@ -70,6 +106,17 @@ class VisionSession(Protocol):
 
     def encode(self, tiles: NDArray[np.uint8]) -> Float32:
         """RGB tiles uint8 [T, I, I, 3] -> visual tokens float32 [T, N, D]."""
+
+
+class TileSession(Protocol):
+    """Visual tokens to what cross-attention attends to (NVLM-X, NVLM-H); asked once per image."""
+
+    @property
+    def facts(self) -> GraphFacts | None:
+        """What the engine says of itself; None if its format keeps too little to compare."""
+
+    def states(self, visual_tokens: Float32) -> TileStates:
+        """Visual tokens [C, N, D] of one image's tiles in cross-attention, in order, to keys and values."""
 
 
 class DecoderSession(Protocol):
@@ -98,6 +145,7 @@ class DecoderSession(Protocol):
         visual_tokens: Float32 | None = None,
         visual_index: Int64 | None = None,
         logit_positions: Int64 | None = None,
+        tiles: SeenTiles | None = None,
     ) -> Float32:
         """Append new tokens to the cache and return logits.
 
@@ -108,6 +156,7 @@ class DecoderSession(Protocol):
             visual_tokens: [V, D], rows that replace the embeddings of placeholders; None for none.
             visual_index: [V, 2], (row of the batch, position in `input_ids`) of each of them.
             logit_positions: [B, P], positions in `input_ids`; None for each row's last token.
+            tiles: what the new tokens see of tiles, in NVLM-X and NVLM-H; None: nothing.
 
         Returns:
             float32 [B, vocabulary] without `logit_positions`, else [B, P, vocabulary].

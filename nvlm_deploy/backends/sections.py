@@ -48,6 +48,11 @@ def decoder_section(
     }
 
 
+def tiles_section(graph: ir.Model, **files: str) -> dict[str, Any]:
+    """What the section `llm` says of the graph that makes keys and values of tiles."""
+    return {**files, "inputs": _describe(graph.graph.inputs), "outputs": _describe(graph.graph.outputs)}
+
+
 def _describe(values: Iterable[ir.Value]) -> dict[str, dict[str, Any]]:
     """Names to types and shapes; texts in a shape are free dimensions."""
     return {str(value.name): _describe_one(value) for value in values}

@@ -1,6 +1,6 @@
 """One call of the decoder: its arguments, checked, and cut into rows and pieces. NumPy only.
 
-Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidden size.
+Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidden size, L entries of tiles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache
+from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SeenTiles, TileStates
 from nvlm_deploy.errors import NvlmError
 
 
@@ -24,6 +24,7 @@ class Step:
     visual_VD: Float32
     index_V2: Int64
     positions_BP: Int64
+    tiles: SeenTiles | None = None
 
     @classmethod
     def checked(
@@ -33,11 +34,15 @@ class Step:
         visual_tokens: Float32 | None,
         visual_index: Int64 | None,
         logit_positions: Int64 | None,
+        tiles: SeenTiles | None = None,
         *,
         hidden_size: int,
         vocab_size: int,
+        tile_shape: tuple[int, int, int] = (0, 0, 0),
     ) -> Step:
         """Check the arguments against each other and against the model.
+
+        tile_shape: number of layers with cross-attention, and KV heads and head size of each.
 
         Raises:
             NvlmError: a wrong shape, or an id, length or position out of range.
@@ -62,7 +67,9 @@ class Step:
             raise NvlmError(f"logit_positions must be [B, P], not {list(positions_BP.shape)}")
         if ((positions_BP < 0) | (positions_BP >= new_B[:, None])).any():
             raise NvlmError("logit_positions must lie within each row's new tokens")
-        return cls(ids_BS, new_B, visual_VD, index_V2, np.ascontiguousarray(positions_BP, np.int64))
+        positions_BP = np.ascontiguousarray(positions_BP, np.int64)
+        seen = None if tiles is None else _checked_tiles(tiles, new_B, tile_shape)
+        return cls(ids_BS, new_B, visual_VD, index_V2, positions_BP, seen)
 
     def check_room(self, cache: KvCache) -> None:
         """Raise a NvlmError unless the new tokens fit into `cache`."""
@@ -85,6 +92,7 @@ class Step:
             self.visual_VD[mine],
             self.index_V2[mine] * (0, 1),
             self.positions_BP[index : index + 1],
+            None if self.tiles is None else _tiles_of_row(self.tiles, index, length),
         )
 
     def pieces(self, size: int) -> Iterator[tuple[Step, NDArray[np.bool_]]]:
@@ -100,6 +108,9 @@ class Step:
                 self.visual_VD[seen],
                 self.index_V2[seen] - (0, start),
                 self.positions_BP[:, wanted] - start,
+                None
+                if self.tiles is None
+                else SeenTiles(self.tiles.states, np.ascontiguousarray(self.tiles.visible[:, start:stop])),
             )
             yield piece, wanted
 
@@ -131,3 +142,37 @@ def _checked_visual(
     ):
         raise NvlmError("visual_index must lie within the rows' new tokens")
     return np.ascontiguousarray(tokens, np.float32), np.ascontiguousarray(index, np.int64)
+
+
+def _checked_tiles(tiles: SeenTiles, new_B: Int32, shape: tuple[int, int, int]) -> SeenTiles:
+    """The same without needless padding: tokens behind a row's end see nothing."""
+    layers, heads, size = shape
+    states, visible_BS2 = tiles.states, tiles.visible
+    if not layers:
+        raise NvlmError("this engine has no cross-attention, and tiles are given for it")
+    whole = (len(new_B), heads, states.tiles.shape[-1], size)
+    if states.tiles.shape != (whole[0], whole[2]) or [
+        array.shape for array in (*states.keys, *states.values)
+    ] != [whole] * (2 * layers):
+        raise NvlmError(f"keys and values of tiles must be {list(whole)} for each of {layers} layers")
+    if visible_BS2.ndim != 3 or visible_BS2.shape[0] != len(new_B) or visible_BS2.shape[1] < new_B.max():
+        raise NvlmError(f"visible tiles must be [B, S, 2], not {list(visible_BS2.shape)}")
+    visible_BS2 = np.array(visible_BS2[:, : new_B.max()], np.int64)
+    visible_BS2[np.arange(visible_BS2.shape[1]) >= new_B[:, None]] = 0
+    first_BS, end_BS = visible_BS2[..., 0], visible_BS2[..., 1]
+    if ((first_BS < 0) | (end_BS < first_BS) | (end_BS > states.counts[:, None])).any():
+        raise NvlmError(f"visible tiles must lie within the rows' tiles, {states.counts.tolist()}")
+    return SeenTiles(states, visible_BS2)
+
+
+def _tiles_of_row(tiles: SeenTiles, index: int, length: int) -> SeenTiles | None:
+    """What one row sees; None if it has no tiles, so that its cross-attention is left out."""
+    row, states = slice(index, index + 1), tiles.states
+    if not states.counts[index]:
+        return None
+    mine = TileStates(
+        tuple(keys[row] for keys in states.keys),
+        tuple(values[row] for values in states.values),
+        states.tiles[row],
+    )
+    return SeenTiles(mine, np.ascontiguousarray(tiles.visible[row, :length]))

@@ -63,9 +63,9 @@ class Report:
                 "vision_ms_per_tile": 1000 * statistics.median(m.vision),
                 f"pp{prompt}_tok_s": prompt / statistics.median(m.prefill),
                 f"tg{decode}_tok_s": decode / statistics.median(m.decode),
-                "vision_x": _speed_up(reference.vision, m.vision),
-                "prefill_x": _speed_up(reference.prefill, m.prefill),
-                "decode_x": _speed_up(reference.decode, m.decode),
+                "vision_x": speed_up(reference.vision, m.vision),
+                "prefill_x": speed_up(reference.prefill, m.prefill),
+                "decode_x": speed_up(reference.decode, m.decode),
                 "visual_tokens_error": m.visual_error,
                 "logits_error": m.logits_error,
                 "same_top_token": m.same_top_token,
@@ -105,26 +105,26 @@ def measure(
         measurement.same_top_token = bool(own_logits.argmax() == logits[0].argmax())
     for number in range(workload.rounds):
         for subject, measurement in zip(subjects, measurements, strict=True):
-            with _timed(measurement.vision):
+            with timed(measurement.vision):
                 subject.encode(tile)
-            with _timed(measurement.prefill):
+            with timed(measurement.prefill):
                 subject.prefill(input_ids)
-            with _timed(measurement.decode):
+            with timed(measurement.decode):
                 for token in range(workload.decode_tokens):
                     subject.decode(token)
         on_round(number + 1, workload.rounds)
-    return Report(shape, workload, _environment(threads), tuple(measurements))
+    return Report(shape, workload, environment(threads), tuple(measurements))
 
 
 @contextmanager
-def _timed(seconds: list[float]) -> Iterator[None]:
+def timed(seconds: list[float]) -> Iterator[None]:
     """Append the block's duration to `seconds`."""
     began = time.perf_counter()
     yield
     seconds.append(time.perf_counter() - began)
 
 
-def _speed_up(reference: Sequence[float], own: Sequence[float]) -> float:
+def speed_up(reference: Sequence[float], own: Sequence[float]) -> float:
     """Median of the ratios round by round, which cancels the machine's drift."""
     return statistics.median(r / o for r, o in zip(reference, own, strict=True))
 
@@ -133,7 +133,8 @@ def _relative_error(own: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) 
     return float(np.linalg.norm(own - reference) / np.linalg.norm(reference))
 
 
-def _environment(threads: int) -> dict[str, Any]:
+def environment(threads: int) -> dict[str, Any]:
+    """What the figures were measured with."""
     tools = ("onnxruntime", "torch", "transformers", "numpy")
     return {
         "machine": platform.machine(),

@@ -112,8 +112,8 @@ def engine(
         result = build_engine_bundle(plan, progress)
         released = None if no_verify or not plan.verifiable_here else against or plan.released
         report = _verify(result.bundle, released, device, progress) if released is not None else None
-    if not plan.verifiable_here:
-        note("not verified: its graphs are compiled for a GPU, and were checked before that")
+    if plan.unverifiable is not None:
+        note(f"not verified: {plan.unverifiable}")
     elif released is None and not no_verify:
         note("not verified: give --against the released checkpoint")
     if as_json:

@@ -97,6 +97,11 @@ BENCH = LazyGroup(
             "plans",
             "Compile TensorRT-RTX plans of a named shape: sizes and build times.",
         ),
+        "variants": Verb(
+            "nvlm_deploy.cli.bench_variants",
+            "variants",
+            "Measure NVLM-D, X and H of equal width side by side.",
+        ),
     },
     "Measure the speed of engines.",
 )

@@ -138,6 +138,13 @@ class NvlmConfig:
         """Two linears with a GELU between them; NVLM-X has one (paper 4.3)."""
         return 1 if self.variant == "X" else 2
 
+    def cross_tiles(self, tiles: int) -> int:
+        """How many of an image's tiles go to cross-attention, from the first on; others are in the sequence.
+
+        NVLM-H keeps the last in the sequence: the thumbnail, or the only tile.
+        """
+        return {"D": 0, "X": tiles, "H": tiles - 1}[self.variant]
+
     @classmethod
     def from_directory(cls, directory: Path) -> NvlmConfig:
         """Read `config.json` of a checkpoint or an engine bundle."""

@@ -16,6 +16,10 @@ VERIFIABLE_BACKEND = "onnxruntime"
 _ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8": "fp8", "nvfp4": "nvfp4"}
 
 
+# Who makes engines of models with gated cross-attention.
+_CROSS_BACKENDS: tuple[Backend, ...] = ("onnxruntime",)
+
+
 def check_variant(config: NvlmConfig) -> None:
     """Refuse models with cross-attention where it is not written yet.
 
@@ -24,8 +28,21 @@ def check_variant(config: NvlmConfig) -> None:
     """
     if config.variant != "D":
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}: this release plans, builds and exports NVLM-D only",
-            hint="nvlm-build quantize, verify and sensitivity take it, and so does nvlm-eval documents",
+            f"this is an NVLM-{config.variant}: this release exports NVLM-D only",
+            hint="nvlm-build engine makes engines of it for ONNX Runtime",
+        )
+
+
+def check_cross_backend(config: NvlmConfig, target: Target) -> None:
+    """Refuse models with cross-attention for makers of engines that have none.
+
+    Raises:
+        UnsuitableError: names variant and backend.
+    """
+    if config.variant != "D" and target.backend not in _CROSS_BACKENDS:
+        raise UnsuitableError(
+            f"this is an NVLM-{config.variant}, and {target.backend} makes engines of NVLM-D only",
+            hint="onnxruntime has cross-attention: --target cpu-x86, or --set backend=onnxruntime",
         )
 
 

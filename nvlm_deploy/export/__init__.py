@@ -3,6 +3,7 @@
 from nvlm_deploy.export.decoder import build_decoder
 from nvlm_deploy.export.dialect import STANDARD_DECODER, STANDARD_VISION, Dialect
 from nvlm_deploy.export.matrices import CodeReader, WeightReader
+from nvlm_deploy.export.tiles import build_tiles
 from nvlm_deploy.export.vision import build_vision
 from nvlm_deploy.export.writer import Progress, write_model
 
@@ -14,6 +15,7 @@ __all__ = [
     "Progress",
     "WeightReader",
     "build_decoder",
+    "build_tiles",
     "build_vision",
     "write_model",
 ]

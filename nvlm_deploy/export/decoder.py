@@ -20,7 +20,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.export.cross import CrossBlock
 from nvlm_deploy.export.dialect import DATA_TYPES, STANDARD_DECODER, Dialect
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.export.matrices import WeightReader
@@ -57,14 +59,19 @@ def build_decoder(
     plan: QuantizationPlan,
     context_length: int,
     dialect: Dialect = STANDARD_DECODER,
+    cross_attention: CrossAttentionConfig | None = None,
 ) -> ir.Model:
-    """Build the graph for at most `context_length` tokens per row; weights stay lazy."""
+    """Build the graph for at most `context_length` tokens per row; weights stay lazy.
+
+    cross_attention: for NVLM-X and NVLM-H; adds the inputs that `export.cross` describes.
+    """
     builder = GraphBuilder("nvlm_decoder", WeightSource(weights, plan), dialect)
     x_BSD = _embed(builder, config)
     positions, caches = _inputs(builder, config, context_length)
+    cross = None if cross_attention is None else CrossBlock(builder, cross_attention, config)
     news = []
     for layer, past in enumerate(caches):
-        x_BSD, new = _layer(builder, config, layer, x_BSD, past, positions)
+        x_BSD, new = _layer(builder, config, layer, x_BSD, past, positions, cross)
         news.append(new)
     logits = builder.cast("logits.wide", _logits(builder, config, x_BSD), builder.floats, "fp32")
     builder.output(logits, "logits", ir.DataType.FLOAT, ["batch", "positions", config.vocab_size])
@@ -204,12 +211,17 @@ def _layer(
     x_BSD: ir.Value,
     past: tuple[ir.Value, ir.Value],
     positions: _Positions,
+    cross: CrossBlock | None,
 ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
     """One layer's result, and what it has for the cache."""
     name, floats = f"language.layers.{layer}", builder.floats
+    if cross is not None:
+        x_BSD = cross.before_layer(layer, x_BSD)
     normed = rms_norm(builder, f"{name}.input_norm", x_BSD, config.norm_eps, floats)
     mixed, new = _attention(builder, config, layer, normed, past, positions)
     x_BSD = builder.op(f"{name}.attention.sum", "Add", [x_BSD, mixed])
+    if cross is not None:
+        x_BSD = cross.after_self_attention(layer, x_BSD)
     normed = rms_norm(builder, f"{name}.post_attention_norm", x_BSD, config.norm_eps, floats)
     gate = swish(builder, f"{name}.mlp.silu", builder.linear(f"{name}.mlp.gate_proj", normed))
     hidden = builder.op(f"{name}.mlp.gated", "Mul", [gate, builder.linear(f"{name}.mlp.up_proj", normed)])

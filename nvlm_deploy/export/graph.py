@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ class GraphBuilder:
         self.floats: FloatType = dialect.floats
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": dialect.opset}, name=name)
         self.quantized_inputs = QuantizedInputs(self)
+        # Where nodes go: the graph, or a branch of it. Initializers are always the graph's.
+        self._body = self.graph
         self._casts: dict[tuple[ir.Value, FloatType], ir.Value] = {}
 
     def model(self, metadata: dict[str, str]) -> ir.Model:
@@ -69,8 +71,30 @@ class GraphBuilder:
         node = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=f"{name}/{op_type}")
         for index, value in enumerate(node.outputs):
             value.name = name if outputs == 1 else f"{name}.{index}"
-        self.graph.append(node)
+        self._body.append(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def choose(
+        self, name: str, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value]
+    ) -> ir.Value:
+        """What `then` makes where `condition` (a boolean scalar) holds, else what `otherwise` makes.
+
+        Each appends its nodes to a branch of its own, and only one of them is computed.
+        """
+        chosen, other = self._branch(f"{name}.then", then), self._branch(f"{name}.else", otherwise)
+        value: ir.Value = self.op(name, "If", [condition], then_branch=chosen, else_branch=other)
+        return value
+
+    def _branch(self, name: str, make: Callable[[], ir.Value]) -> ir.Graph:
+        branch = ir.Graph([], [], nodes=[], name=name)
+        before, self._body = self._body, branch
+        try:
+            result = make()
+        finally:
+            self._body = before
+        result.type = ir.TensorType(DATA_TYPES[self.floats])
+        branch.outputs.append(result)
+        return branch
 
     def cast(self, name: str, value: ir.Value, source: FloatType, target: FloatType) -> ir.Value:
         """`value`, which is of type `source`, as `target`; itself if they are the same."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nvlm_deploy.export.graph import GraphBuilder
 
 # Far below every score, and within the range of FP16.
-_HIDDEN = -30000.0
+HIDDEN = -30000.0
 _REDUCE_AXES_ARE_INPUTS = 18
 
 
@@ -150,11 +150,11 @@ def attention(
     return value
 
 
-def attention_mask(builder: GraphBuilder, visible: ir.Value) -> ir.Value:
+def attention_mask(builder: GraphBuilder, visible: ir.Value, name: str = "mask.added") -> ir.Value:
     """What `attention` takes of `visible`, boolean [B, 1, S, L]: itself, or what is added to scores."""
     if builder.dialect.has_attention(builder.floats):
         return visible
-    added: ir.Value = builder.op("mask.added", "Where", [visible, builder.number(0), builder.number(_HIDDEN)])
+    added: ir.Value = builder.op(name, "Where", [visible, builder.number(0), builder.number(HIDDEN)])
     return added
 
 

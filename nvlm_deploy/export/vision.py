@@ -1,4 +1,4 @@
-"""The vision graph: RGB tiles to visual tokens (InternViT, pixel shuffle and projector of NVLM-D).
+"""The vision graph: RGB tiles to visual tokens (InternViT, pixel shuffle and projector).
 
 Input: `tiles` uint8 [tiles, S, S, 3]. Output: `visual_tokens` float32 [tiles, tokens, D].
 
@@ -38,7 +38,8 @@ def build_vision(
         x = _pixel_shuffle(builder, vision, x)
         normed = _projector_norm(builder, config, x)
     with builder.computing_in(dialect.of(PROJECTOR)):
-        tokens = _project(builder, builder.cast("projector.input", normed, stream, builder.floats))
+        typed = builder.cast("projector.input", normed, stream, builder.floats)
+        tokens = _project(builder, typed, config.projector_layers)
         tokens = builder.cast("projector.output", tokens, builder.floats, "fp32")
     shape: list[int | str] = ["tiles", config.visual_tokens_per_tile, config.language.hidden_size]
     builder.output(tokens, "visual_tokens", ir.DataType.FLOAT, shape)
@@ -144,6 +145,8 @@ def _projector_norm(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> i
     return value
 
 
-def _project(builder: GraphBuilder, normed: ir.Value) -> ir.Value:
+def _project(builder: GraphBuilder, normed: ir.Value, layers: int) -> ir.Value:
     hidden = builder.linear("projector.fc1", normed)
+    if layers == 1:
+        return hidden
     return builder.linear("projector.fc2", gelu(builder, "projector.gelu", hidden))

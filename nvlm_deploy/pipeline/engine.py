@@ -31,6 +31,7 @@ from nvlm_deploy.pipeline.atomic import atomic_directory
 from nvlm_deploy.pipeline.measured import PREDICTION_KEY, BuildMeter, prediction_and_measurement
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.quantize import quantize_checkpoint
+from nvlm_deploy.preprocess.prompt import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.record import QuantizationRecord
@@ -78,7 +79,7 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
             weights,
             plan.config,
             plan.quantization,
-            EngineSettings(plan.context, plan.target, partial(tried_tiles, plan), manifest.record()),
+            _settings(plan, manifest),
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
@@ -89,6 +90,16 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
     if plan.quantize is not None:
         shutil.rmtree(plan.quantize.output)
     return BuildResult(plan.output, manifest, meter.seconds())
+
+
+def _settings(plan: EnginePlan, manifest: EngineManifest) -> EngineSettings:
+    return EngineSettings(
+        context_length=plan.context,
+        target=plan.target,
+        tiles=partial(tried_tiles, plan),
+        record=manifest.record(),
+        tags=tile_tags(plan.tokenizer, plan.config),
+    )
 
 
 def prepared_weights(

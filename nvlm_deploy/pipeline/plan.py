@@ -17,7 +17,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND, check_engine, check_variant
+from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND, check_cross_backend, check_engine
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
@@ -103,7 +103,16 @@ class EnginePlan:
     @property
     def verifiable_here(self) -> bool:
         """Whether `nvlm-build verify` can look into the engine."""
-        return self.target.backend == VERIFIABLE_BACKEND
+        return self.unverifiable is None
+
+    @property
+    def unverifiable(self) -> str | None:
+        """Why `nvlm-build verify` cannot look into the engine; None if it can."""
+        if self.target.backend != VERIFIABLE_BACKEND:
+            return "its graphs are compiled for a GPU, and were checked before that"
+        if self.config.variant != "D":
+            return f"nvlm-build verify does not read engines of NVLM-{self.config.variant} yet"
+        return None
 
     @property
     def maker(self) -> EngineMaker:
@@ -118,7 +127,7 @@ class EnginePlan:
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the bundle's files."""
-        return (MANIFEST_NAME, *self.copied_files, TOKENIZER_NAME, *self.maker.files())
+        return (MANIFEST_NAME, *self.copied_files, TOKENIZER_NAME, *self.maker.files(self.config))
 
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
@@ -152,7 +161,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     of_target, others = split_target_overrides(request.overrides)
     target = load_target(request.target, of_target)
     weights = open_weights(request.checkpoint)
-    check_variant(weights.reader.config)
+    check_cross_backend(weights.reader.config, target)
     of_recipe = [text for text in others if not text.startswith(CALIBRATION_PREFIX)]
     recipe = _read_recipe(request, weights, of_recipe)
     check_engine(recipe, target)

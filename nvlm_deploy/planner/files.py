@@ -9,6 +9,7 @@ from nvlm_deploy.backends.onnxruntime.storage import adapt
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import Backend
 from nvlm_deploy.planner.storage import engine_bytes, rotary_bytes
+from nvlm_deploy.planner.workload import TAG_TOKENS, is_of_tiles
 from nvlm_deploy.quantization.plan import LM_HEAD, QuantizationPlan, TensorPlan
 
 # Tensors of a page and more begin on a page of the graph's data file, others on a cache line; those of less
@@ -20,6 +21,7 @@ _FLOAT32 = 4
 # Nodes of a layer in the graph's own file, as this project's graphs have them.
 _VISION_LAYER = 11_000
 _DECODER_LAYER = 7_000
+_CROSS_LAYER = 11_000
 # tokenizer.json of Qwen2 has 46 bytes for a token and its merge, and the configs have 6 kB. The manifest,
 # which lists the files, is not among them.
 _TOKEN_BYTES = 46
@@ -56,14 +58,24 @@ def bundle_files(
         llm = engine.language + rotary_bytes(config, context)
         return FileBytes(engine.vision + engine.projector, llm, other)
     tables = rotary_bytes(config, context) // 2
-    pieces: dict[str, list[int]] = {"vision": [], "llm": [tables, tables]}
+    pieces: dict[str, list[int]] = {"vision": [], "llm": [tables, tables], "tiles": _tags(config)}
     for part, size in _pieces(adapt(plan)):
         pieces[part].append(size)
+    crossed = 0 if config.cross_attention is None else len(config.cross_attention.layers)
+    nodes = config.language.num_layers * _DECODER_LAYER + crossed * _CROSS_LAYER
     return FileBytes(
         _data_file(pieces["vision"]) + config.vision.num_layers * _VISION_LAYER,
-        _data_file(pieces["llm"]) + config.language.num_layers * _DECODER_LAYER,
+        _data_file(pieces["llm"]) + _data_file(pieces["tiles"]) + nodes,
         other,
     )
+
+
+def _tags(config: NvlmConfig) -> list[int]:
+    """NVLM-H's tables of the embeddings of tags, and of their means."""
+    if config.variant != "H":
+        return []
+    row = config.max_tiles * config.language.hidden_size * _FLOAT32
+    return [TAG_TOKENS * row, row]
 
 
 def _data_file(sizes: list[int]) -> int:
@@ -86,9 +98,16 @@ def _pieces(plan: QuantizationPlan) -> Iterator[tuple[str, int]]:
         if tensor.name == LM_HEAD and plan.shares_embedding:
             continue
         part = "vision" if tensor.part in ("vision", "projector") else "llm"
+        if is_of_tiles(tensor.name) or ".cross.kv_norm." in tensor.name:
+            part = "tiles"
         for kind, size in _codes_and_scales(tensor):
             layer, found, rest = tensor.name.partition(".attention.")
-            if part == "vision" or not found or not rest.startswith(("q_", "k_", "v_")):
+            if (
+                part != "llm"
+                or layer.endswith(".cross")
+                or not found
+                or not rest.startswith(("q_", "k_", "v_"))
+            ):
                 yield part, size
                 continue
             key = f"{layer}.{rest.partition('.')[2]}.{kind}"

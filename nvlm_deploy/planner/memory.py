@@ -9,7 +9,7 @@ from nvlm_deploy.config.target import GIB, Target
 from nvlm_deploy.planner.shards import Parallel
 from nvlm_deploy.planner.sizes import Sizes
 from nvlm_deploy.planner.storage import rotary_bytes
-from nvlm_deploy.planner.workload import Workload, kv_bytes_per_token
+from nvlm_deploy.planner.workload import Workload, kv_bytes_per_token, tile_state_bytes
 
 _KV_BLOCK = 64
 # CUDA context, libraries and the Python process, where they share the device's memory.
@@ -18,10 +18,14 @@ _PROCESS_BYTES = GIB // 2
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """Bytes that the fullest rank needs while it answers."""
+    """Bytes that the fullest rank needs while it answers.
+
+    tile_states: keys and values of the tiles that cross-attention attends to; 0 in NVLM-D.
+    """
 
     weights: int
     kv_cache: int
+    tile_states: int
     vision_activations: int
     decoder_activations: int
     prompt_table: int
@@ -56,6 +60,7 @@ def rank_memory(
             RankMemory(
                 weights=sizes.stages[stage] + tables + (sizes.tower if first else 0),
                 kv_cache=_kv_cache(config, sizes, parallel, load, layers),
+                tile_states=_tile_states(config, sizes, load),
                 vision_activations=tower if first else 0,
                 decoder_activations=_decoder_activations(config, target, parallel, load),
                 prompt_table=_prompt_table(config, target, load),
@@ -75,6 +80,12 @@ def _kv_cache(config: NvlmConfig, sizes: Sizes, parallel: Parallel, load: Worklo
     heads = parallel.kv_heads(config.language)
     per_token = kv_bytes_per_token(config.language, sizes.kv_element, heads, layers)
     return blocks * _KV_BLOCK * load.batch * per_token
+
+
+def _tile_states(config: NvlmConfig, sizes: Sizes, load: Workload) -> int:
+    """Those of images are kept for the next question; those of a batch are laid out beside them."""
+    copies = 1 if load.batch == 1 else 2
+    return load.batch * copies * tile_state_bytes(config, sizes.kv_element, load.encoded_tiles)
 
 
 def _tower_activations(config: NvlmConfig, target: Target, load: Workload) -> int:

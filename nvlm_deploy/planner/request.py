@@ -10,7 +10,7 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_backend, check_target, check_variant
+from nvlm_deploy.config.suitability import check_backend, check_cross_backend, check_target
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.planner.device_plan import DevicePlan, plan_on_device
@@ -86,12 +86,15 @@ class Question:
         """Everything but memory that speaks against it."""
         found = []
         # What no software can change comes first.
-        for check in (check_target, check_backend, self._check_ranks):
+        for check in (check_target, check_backend, self._check_ranks, self._check_variant):
             try:
                 check(recipe, self.target)
             except UnsuitableError as error:
                 found.append(error)
         return found
+
+    def _check_variant(self, recipe: Recipe, target: Target) -> None:
+        check_cross_backend(self.config, target)
 
     def _check_ranks(self, recipe: Recipe, target: Target) -> None:
         if self.parallel.ranks > 1 and target.backend != "tensorrt_llm":
@@ -111,7 +114,6 @@ def read_question(request: PlanRequest) -> tuple[Question, list[str]]:
     of_target, of_recipe = split_target_overrides(request.overrides)
     target = load_target(request.target, of_target)
     config = _read_config(request.source)
-    check_variant(config)
     request.parallel.check(config.language)
     limit = config.language.max_position_embeddings
     tiles = _within("--max-tiles", request.tiles, config.max_tiles)

@@ -1,7 +1,8 @@
 """Predicted speed: bytes over bandwidth and operations over dense rate, each times a stated efficiency.
 
 Decoding reads every weight of the decoder's layers and of `lm_head` once a step, and the keys and values of
-the context. Prefill and tower are bound by operations, or by reading all weights once if that takes longer.
+the context and of tiles. Prefill and tower are bound by operations, or by reading all weights once if that
+takes longer.
 Ranks work side by side within a stage; stages of a pipeline one after another for a single request.
 """
 
@@ -16,11 +17,12 @@ from nvlm_deploy.planner.memory import kv_per_token
 from nvlm_deploy.planner.shards import Parallel
 from nvlm_deploy.planner.sizes import Sizes
 from nvlm_deploy.planner.workload import (
-    DecoderOperations,
     Workload,
+    cross_entries,
     decoder_operations,
     prompt_tokens,
     tile_counts,
+    tile_state_bytes,
     tower_operations,
 )
 from nvlm_deploy.quantization.plan import QuantizationPlan
@@ -69,7 +71,9 @@ def predict(
 ) -> Prediction:
     """Predict what `plan` reaches on `target` for requests of at most `load`."""
     tokens = min(prompt_tokens(config, load.encoded_tiles), load.context)
-    read = sizes.step_reads + tokens * load.batch * kv_per_token(config, sizes, parallel)
+    states = tokens * kv_per_token(config, sizes, parallel)
+    states += tile_state_bytes(config, sizes.kv_element, load.encoded_tiles)
+    read = sizes.step_reads + load.batch * states
     missing = _missing(target)
     step_s = None
     if target.bandwidth_gb_s is not None:
@@ -80,9 +84,10 @@ def predict(
     if not missing:
         reading = _reading_s(sizes, target, parallel)
         tower_s = _tower_s(config, plan, target)
-        decoder = decoder_operations(config.language, plan)
+        decoder = decoder_operations(config, plan)
         for tiles in tile_counts(config, load.tiles):
-            prefill_s = _prefill_s(decoder, target, parallel, prompt_tokens(config, tiles))
+            operations = decoder.prefill(prompt_tokens(config, tiles), cross_entries(config, tiles))
+            prefill_s = _prefill_s(operations, target, parallel)
             ttft[tiles] = 1000 * max(tiles * tower_s + prefill_s, reading)
     return Prediction(
         ttft_ms=ttft,
@@ -101,10 +106,10 @@ def _tower_s(config: NvlmConfig, plan: QuantizationPlan, target: Target) -> floa
     )
 
 
-def _prefill_s(decoder: DecoderOperations, target: Target, parallel: Parallel, tokens: int) -> float:
+def _prefill_s(operations: dict[str, float], target: Target, parallel: Parallel) -> float:
     return sum(
-        operations / _rate(target, precision, target.efficiency.prefill) / parallel.tp
-        for precision, operations in decoder.prefill(tokens).items()
+        count / _rate(target, precision, target.efficiency.prefill) / parallel.tp
+        for precision, count in operations.items()
     )
 
 

@@ -8,6 +8,7 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.planner.shards import Parallel, stage_bytes
 from nvlm_deploy.planner.storage import PartBytes, engine_bytes, recipe_bytes, resident_bytes
+from nvlm_deploy.planner.workload import is_of_tiles
 from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
 
 _KV_BYTES = {"fp8": 1, "fp16": 2, "fp32": 4}
@@ -19,7 +20,8 @@ class Sizes:
 
     recipe, engine, resident: see `planner.storage`, without tables of rotations. stages: what one rank of
     every stage keeps of the language model. step_reads: weights that all ranks together read to decode a
-    token: all but the embedding, of which that is one row. kv_format: how keys and values are stored.
+    token: all but the embedding, of which that is one row, and what makes keys of tiles.
+    kv_format: how keys and values are stored.
     """
 
     recipe: PartBytes
@@ -45,14 +47,15 @@ def sum_sizes(config: NvlmConfig, plan: QuantizationPlan, target: Target, parall
     backend = target.backend
     resident = resident_bytes(plan, backend)
     embedding = plan.tensors[EMBEDDING]
-    table = 0 if plan.shares_embedding else embedding.storage.nbytes(embedding.shape)
+    unread = 0 if plan.shares_embedding else embedding.storage.nbytes(embedding.shape)
+    unread += sum(t.storage.nbytes(t.shape) for t in plan.tensors.values() if is_of_tiles(t.name))
     stages = [resident.language] if parallel.ranks == 1 else stage_bytes(plan, config.language, parallel)
     return Sizes(
         recipe=recipe_bytes(plan, backend),
         engine=engine_bytes(plan, backend),
         resident=resident,
         stages=tuple(stages),
-        step_reads=(sum(stages) - table) * parallel.tp,
+        step_reads=(sum(stages) - unread) * parallel.tp,
         kv_format=_kv_format(plan, target),
     )
 

@@ -9,9 +9,9 @@ from nvlm_deploy.config.model import LanguageConfig, NvlmConfig
 from nvlm_deploy.quantization.plan import QuantizationPlan, TensorPlan
 
 # `<tile_k>` is five tokens. Around all tiles stand `<Image>` and `</Image>` with a line break, four tokens
-# after "><" has merged. The chat template has 15.
-_TAG_TOKENS = 5
-_IMAGE_TOKENS = 4
+# after "><" has merged, which it does not in NVLM-X. The chat template has 15.
+TAG_TOKENS = 5
+_IMAGE_TOKENS = {"D": 4, "X": 5, "H": 4}
 _TEMPLATE_TOKENS = 15
 _QUESTION_TOKENS = 16
 
@@ -40,8 +40,23 @@ def prompt_tokens(config: NvlmConfig, encoded_tiles: int) -> int:
 
 def shortest_context(config: NvlmConfig, encoded_tiles: int) -> int:
     """Tokens of a prompt with one image and no question, and one of an answer."""
-    per_tile = config.visual_tokens_per_tile + _TAG_TOKENS
-    return encoded_tiles * per_tile + _IMAGE_TOKENS + _TEMPLATE_TOKENS + 1
+    attended = config.cross_tiles(encoded_tiles)
+    in_sequence = encoded_tiles - attended
+    # Tags of NVLM-H's regular tiles are among the keys, those of NVLM-X are text.
+    tags = encoded_tiles - (attended if config.variant == "H" else 0)
+    image = in_sequence * config.visual_tokens_per_tile + tags * TAG_TOKENS + _IMAGE_TOKENS[config.variant]
+    return image + _TEMPLATE_TOKENS + 1
+
+
+def cross_entries(config: NvlmConfig, encoded_tiles: int) -> int:
+    """What text attends to besides the sequence: visual tokens, in NVLM-H with the tags before them."""
+    per_tile = config.visual_tokens_per_tile + (TAG_TOKENS if config.variant == "H" else 0)
+    return config.cross_tiles(encoded_tiles) * per_tile
+
+
+def is_of_tiles(name: str) -> bool:
+    """Whether a matrix makes keys or values of tiles: once per image, and not for every token."""
+    return ".cross.attention." in name and name.endswith(("k_proj.weight", "v_proj.weight"))
 
 
 def tile_counts(config: NvlmConfig, tiles: int) -> tuple[int, ...]:
@@ -69,32 +84,43 @@ class DecoderOperations:
     """Operations of the decoder by precision: of one token in its layers, and of one row of logits.
 
     attention: of one token for one that it attends to.
+    tiles: of the keys and values of one entry of a tile; cross_attention: of one token for one such entry.
     """
 
     layers: dict[str, float]
     logits: dict[str, float]
     attention: float
+    tiles: dict[str, float]
+    cross_attention: float
 
-    def prefill(self, tokens: int) -> dict[str, float]:
-        """Operations for a prompt, with the logits of its last token."""
-        total = {precision: tokens * operations for precision, operations in self.layers.items()}
-        for precision, operations in self.logits.items():
-            total[precision] = total.get(precision, 0.0) + operations
+    def prefill(self, tokens: int, entries: int = 0) -> dict[str, float]:
+        """Operations for a prompt, with the logits of its last token, and for the entries of its tiles."""
+        total: dict[str, float] = {}
+        for count, operations in ((tokens, self.layers), (1, self.logits), (entries, self.tiles)):
+            for precision, each in operations.items():
+                total[precision] = total.get(precision, 0.0) + count * each
         # Causal: a token attends to half of the prompt on average.
-        total["fp16"] = total.get("fp16", 0.0) + self.attention * tokens**2 / 2
+        attention = self.attention * tokens**2 / 2 + self.cross_attention * tokens * entries
+        total["fp16"] = total.get("fp16", 0.0) + attention
         return total
 
 
-def decoder_operations(config: LanguageConfig, plan: QuantizationPlan) -> DecoderOperations:
+def decoder_operations(config: NvlmConfig, plan: QuantizationPlan) -> DecoderOperations:
     """Count the decoder's operations once."""
-    attention = 4.0 * config.q_size * config.num_layers
-    return DecoderOperations(_per_token(plan, "language"), _per_token(plan, "lm_head"), attention)
+    language, cross = config.language, config.cross_attention
+    return DecoderOperations(
+        layers=_per_token(plan, "language"),
+        logits=_per_token(plan, "lm_head"),
+        attention=4.0 * language.q_size * language.num_layers,
+        tiles=_per_token(plan, "language", of_tiles=True),
+        cross_attention=0.0 if cross is None else 4.0 * cross.q_size * len(cross.layers),
+    )
 
 
-def _per_token(plan: QuantizationPlan, part: str) -> dict[str, float]:
+def _per_token(plan: QuantizationPlan, part: str, *, of_tiles: bool = False) -> dict[str, float]:
     total: dict[str, float] = {}
     for tensor in plan.tensors.values():
-        if tensor.matrix and tensor.part == part:
+        if tensor.matrix and tensor.part == part and is_of_tiles(tensor.name) == of_tiles:
             precision = arithmetic(tensor)
             total[precision] = total.get(precision, 0.0) + 2.0 * math.prod(tensor.shape)
     return total
@@ -110,3 +136,11 @@ def arithmetic(tensor: TensorPlan) -> str:
 def kv_bytes_per_token(config: LanguageConfig, element_bytes: int, kv_heads: int, layers: int) -> int:
     """Keys and values of one token in `layers`: 327,680 bytes for NVLM-D-72B in 16 bits."""
     return 2 * layers * kv_heads * config.head_dim * element_bytes
+
+
+def tile_state_bytes(config: NvlmConfig, element_bytes: int, encoded_tiles: int) -> int:
+    """Keys and values that cross-attention keeps of one image; 0 in NVLM-D."""
+    cross = config.cross_attention
+    if cross is None:
+        return 0
+    return 2 * len(cross.layers) * cross.kv_size * cross_entries(config, encoded_tiles) * element_bytes

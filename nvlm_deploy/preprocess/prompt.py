@@ -180,7 +180,7 @@ class _Assembly:
         self.add_text("<Image>")
         if self._megatron:
             self._encode_pending()
-        for tag in [f"<tile_{k}>" for k in range(1, tiles)] + [self._thumbnail_tag]:
+        for tag in [_tag(k) for k in range(1, tiles)] + [self._thumbnail_tag]:
             self.add_text(tag)
             self._encode_pending()
             self._add_placeholders()
@@ -250,7 +250,7 @@ class _TextAssembly(_CrossAssembly):
 
     def add_image(self, tiles: int) -> None:
         self.add_text("<Image>")
-        for tag in [f"<tile_{k}>" for k in range(1, tiles)] + [self._thumbnail_tag]:
+        for tag in [_tag(k) for k in range(1, tiles)] + [self._thumbnail_tag]:
             self._tiles.append(self._num_tiles)
             self._look_at(len(self._tiles) - 1, len(self._tiles))
             self.add_text(tag)
@@ -267,13 +267,24 @@ class _HybridAssembly(_CrossAssembly):
             self._encode_pending()
         for k in range(1, tiles):
             self._tiles.append(self._num_tiles)
-            self._tags.append(np.array(self._tokenizer.encode_text(f"<tile_{k}>"), dtype=np.int64))
+            self._tags.append(np.array(self._tokenizer.encode_text(_tag(k)), dtype=np.int64))
         self._sequence_tiles.append(self._num_tiles)
         self.add_text(self._thumbnail_tag)
         self._encode_pending()
         self._add_placeholders()
         self._look_at(0, len(self._tiles))
         self.add_text("</Image>")
+
+
+def tile_tags(tokenizer: Tokenizer, config: NvlmConfig) -> tuple[tuple[int, ...], ...]:
+    """Ids of the tags whose embeddings stand among keys: `<tile_1>`, ... of NVLM-H; none of the others."""
+    if config.variant != "H":
+        return ()
+    return tuple(tuple(tokenizer.encode_text(_tag(k))) for k in range(1, config.max_tiles + 1))
+
+
+def _tag(number: int) -> str:
+    return f"<tile_{number}>"
 
 
 _ASSEMBLIES: dict[Variant, type[_Assembly]] = {"D": _Assembly, "X": _TextAssembly, "H": _HybridAssembly}

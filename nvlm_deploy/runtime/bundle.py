@@ -11,9 +11,11 @@ from nvlm_deploy.backends import (
     GraphFacts,
     InflightSession,
     SessionOptions,
+    TileSession,
     VisionSession,
     open_decoder_session,
     open_inflight_session,
+    open_tile_session,
     open_vision_session,
     take_part,
 )
@@ -102,6 +104,21 @@ def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSessio
     decoder = open_decoder_session(manifest.backend, directory / manifest.llm["model"], options)
     _check_graph(bundle, "llm", decoder.facts)
     return vision, decoder
+
+
+def open_tiles(bundle: Bundle, options: SessionOptions) -> TileSession | None:
+    """Open what makes keys and values of tiles; None for NVLM-D, which has no cross-attention.
+
+    Raises:
+        NvlmError, VerificationError: as `open_sessions`.
+    """
+    manifest = bundle.manifest
+    if bundle.config.cross_attention is None:
+        return None
+    path = bundle.directory / manifest.llm["tiles"]["model"]
+    session = open_tile_session(manifest.backend, path, options)
+    _check_graph(bundle, "llm.tiles", session.facts)
+    return session
 
 
 def _check_graph(bundle: Bundle, part: str, facts: GraphFacts | None) -> None:

@@ -13,14 +13,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, overload
 
-from nvlm_deploy.backends.protocol import DecoderSession, InflightSession, SessionOptions, VisionSession
+from nvlm_deploy.backends.protocol import (
+    DecoderSession,
+    InflightSession,
+    SessionOptions,
+    TileSession,
+    VisionSession,
+)
 from nvlm_deploy.config.verified import require_passed
 from nvlm_deploy.preprocess.images import ImageSource
 from nvlm_deploy.preprocess.messages import Message
 from nvlm_deploy.preprocess.prompt import Prompt
 from nvlm_deploy.preprocess.tiles import TiledImage
 from nvlm_deploy.runtime.answer import Answer
-from nvlm_deploy.runtime.bundle import Bundle, open_engine
+from nvlm_deploy.runtime.bundle import Bundle, open_engine, open_tiles
 from nvlm_deploy.runtime.encoder import ImageEncoder
 from nvlm_deploy.runtime.image_cache import ImageCache
 from nvlm_deploy.runtime.inflight import InflightGenerator
@@ -42,10 +48,12 @@ class Engine:
         vision: VisionSession,
         decoder: DecoderSession | InflightSession,
         image_cache: ImageCache,
+        tiles: TileSession | None = None,
     ) -> None:
+        """`tiles`: for NVLM-X and NVLM-H."""
         self.bundle = bundle
         self.image_cache = image_cache
-        encoder = ImageEncoder(vision, image_cache)
+        encoder = self.encoder = ImageEncoder(bundle.config, vision, tiles, image_cache)
         self._generator: StepwiseGenerator | InflightGenerator
         if isinstance(decoder, InflightSession):
             self._generator = InflightGenerator(encoder, decoder)
@@ -72,7 +80,7 @@ class Engine:
             threads: of one operator; all cores by default.
             memory: `fast` packs weights for speed; `mapped` leaves them in the file and the page cache.
             verify_digests: hold every file against its SHA-256; without it only sizes are checked.
-            image_cache_bytes: limit of the cache of visual tokens; 0 turns it off.
+            image_cache_bytes: limit of the cache of what the decoder takes of images; 0 turns it off.
             require_verified: refuse a bundle that has not passed `nvlm-build verify`.
 
         Raises:
@@ -86,7 +94,8 @@ class Engine:
             require_passed(opened.directory, opened.manifest)
         options = SessionOptions(threads=threads, memory=memory, device=device)
         vision, decoder = open_engine(opened, options)
-        return cls(opened, vision, decoder, ImageCache(image_cache_bytes))
+        tiles = open_tiles(opened, options)
+        return cls(opened, vision, decoder, ImageCache(image_cache_bytes), tiles)
 
     @overload
     def generate(

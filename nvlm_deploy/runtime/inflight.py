@@ -67,7 +67,7 @@ class InflightGenerator:
             self._session.cancel(number)
 
     def _token_request(self, prepared: Prepared, answer: Answer) -> TokenRequest:
-        tokens = [self._encoder.encode(image) for image in prepared.images]
+        tokens = [self._encoder.encode(image).visual for image in prepared.images]
         sampling = prepared.request.sampling
         return TokenRequest(
             input_ids=prepared.prompt.input_ids,

@@ -18,6 +18,7 @@ from nvlm_deploy.config.model import NvlmConfig
 # Their engines hold machine code: they run where they were built for, and nowhere else.
 COMPILED_BACKENDS = ("tensorrt", "tensorrt_llm", "tensorrt_rtx")
 _CONFIG = "config.json gives"
+_CROSS = "config.json gives cross-attention in the layers"
 _HERE = "this machine has"
 
 
@@ -52,6 +53,9 @@ def config_mismatches(manifest: EngineManifest, config: NvlmConfig) -> list[Mism
         *_expect_known({"backend": manifest.backend}, _known_backend(manifest), "target.backend is", ""),
         *_expect_known(manifest.llm, {"context_length": manifest.context}, "context is", "llm."),
     ]
+    if ("tiles" in manifest.llm) != (config.cross_attention is not None):
+        layers = None if config.cross_attention is None else config.cross_attention.layers
+        found.append(Mismatch("llm.tiles", manifest.llm.get("tiles", ABSENT), _CROSS, layers))
     if manifest.context > language.max_position_embeddings:
         limit = language.max_position_embeddings
         found.append(Mismatch("context", manifest.context, "config.json allows no more than", limit))
@@ -63,7 +67,8 @@ def file_mismatches(manifest: EngineManifest) -> list[Mismatch]:
     paths = {entry.path for entry in manifest.files}
     named = [
         (f"{part}.{key}", section[key])
-        for part, section in (("vision", manifest.vision), ("llm", manifest.llm))
+        for part in ("vision", "llm", *(["llm.tiles"] if "tiles" in manifest.llm else []))
+        for section in [_section(manifest, part)]
         for key in ("model", "data")
         if key in section
     ]
@@ -75,8 +80,8 @@ def file_mismatches(manifest: EngineManifest) -> list[Mismatch]:
 
 
 def graph_mismatches(manifest: EngineManifest, part: str, facts: GraphFacts) -> list[Mismatch]:
-    """Fields that an opened graph contradicts; `part` is `vision` or `llm`."""
-    section: Mapping[str, Any] = getattr(manifest, part)
+    """Fields that an opened graph contradicts; `part` is `vision`, `llm` or `llm.tiles`."""
+    section = _section(manifest, part)
     witness = f"{section.get('model', part)} has"
     found = expect(section, _described(section, facts), witness, f"{part}.")
     if facts.context_length is not None:
@@ -109,6 +114,13 @@ def machine_mismatches(manifest: EngineManifest, machine: Machine) -> list[Misma
     ):
         found.append(Mismatch("tool_versions.driver", tools["driver"], _HERE, machine.driver or ABSENT))
     return found
+
+
+def _section(manifest: EngineManifest, part: str) -> Mapping[str, Any]:
+    """What the manifest says of a graph."""
+    first, _, inner = part.partition(".")
+    section: Mapping[str, Any] = getattr(manifest, first)
+    return section[inner] if inner else section
 
 
 def _described(section: Mapping[str, Any], facts: GraphFacts) -> dict[str, Any]:

@@ -28,12 +28,12 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"the plot {path} is no picture", hint=f"give a name that ends in {_SUFFIXES}")
-    _matplotlib()
+    pyplot()
 
 
 def write_plot(report: SensitivityReport, path: Path) -> None:
     """Draw the loss of every unit in every format, tower and decoder apart, on one logarithmic scale."""
-    plt = _matplotlib()
+    plt = pyplot()
     panels = {
         title: [unit for unit in report.units if unit.part in parts] for title, parts in _PANELS.items()
     }
@@ -86,7 +86,12 @@ def _ticks(units: list[UnitLoss]) -> dict[int, str]:
     return {firsts[name]: name for name in [*names[: len(names) - step : step], names[-1]]}
 
 
-def _matplotlib() -> Any:
+def pyplot() -> Any:
+    """Import matplotlib without a display.
+
+    Raises:
+        UnsuitableError: it is not installed.
+    """
     try:
         import matplotlib
     except ModuleNotFoundError as error:

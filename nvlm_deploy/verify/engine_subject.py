@@ -17,7 +17,7 @@ from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.runtime import Engine
-from nvlm_deploy.runtime.bundle import Bundle, open_sessions
+from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles
 from nvlm_deploy.runtime.engine import DEFAULT_IMAGE_CACHE_BYTES
 from nvlm_deploy.runtime.image_cache import ImageCache, VisualTokens
 from nvlm_deploy.verify.prompts import VerifyPrompt, tile_probe_positions
@@ -48,9 +48,10 @@ class EngineSubject:
     def engine(self) -> Engine:
         """The opened engine; opened when it is first needed, because probes are sessions of their own."""
         if self._engine is None:
-            self._vision, self._decoder = open_sessions(self.bundle, self._options)
+            vision, self._decoder = open_sessions(self.bundle, self._options)
             cache = ImageCache(DEFAULT_IMAGE_CACHE_BYTES)
-            self._engine = Engine(self.bundle, self._vision, self._decoder, cache)
+            tiles = open_tiles(self.bundle, self._options)
+            self._engine = Engine(self.bundle, vision, self._decoder, cache, tiles)
         return self._engine
 
     def weights(self, reference: ModelWeights) -> list[WeightFigure]:
@@ -131,14 +132,7 @@ class EngineSubject:
 
     def _encode(self, engine: Engine, prompt: VerifyPrompt) -> VisualTokens:
         """Visual tokens [V, D]; the runtime finds them in its cache if it makes the same tiles."""
-        tiles = prompt.sequence.tiles
-        key = engine.image_cache.key(tiles)
-        tokens_VD = engine.image_cache.get(key)
-        if tokens_VD is None:
-            encoded = self._vision.encode(tiles)
-            tokens_VD = encoded.reshape(-1, encoded.shape[-1])
-            engine.image_cache.put(key, tokens_VD)
-        return tokens_VD
+        return engine.encoder.encode_tiles(prompt.sequence.tiles).visual
 
     def _no_tokens(self) -> Rows:
         return np.empty((0, self.bundle.config.language.hidden_size), np.float32)

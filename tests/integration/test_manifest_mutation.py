@@ -21,18 +21,30 @@ from nvlm_deploy.config.manifest import EngineManifest, sealed
 from nvlm_deploy.config.mismatch import leaves
 from nvlm_deploy.config.verified import write_result
 from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
+from nvlm_deploy.synthetic.shapes import cross_style_config
+from tests.conftest import TINY_SHAPE
 
 # What was measured after the build stands nowhere but in the manifest.
 ONLY_IN_THE_MANIFEST = "results."
 COMMAND = "nvlm-build engine CHECKPOINT --recipe "
 
 
-@pytest.fixture(scope="module")
-def sample(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated bundle with a verification's result, so that every field has something in it."""
+@pytest.fixture(scope="module", params=["D", "H"])
+def sample(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle with a verification's result, so that every field has something in it.
+
+    That of NVLM-D is calibrated; that of NVLM-H has a graph for tiles.
+    """
     directory = tmp_path_factory.mktemp("mutation") / "bundle"
-    recipe = ("--recipe", "fp8", "--set", "calibration.count=2", "--target", "cpu-x86", "--no-verify")
-    assert run(["engine", str(tiny_checkpoint), *recipe, "-o", str(directory)]) == 0
+    checkpoint, recipe = tiny_checkpoint, ["fp8", "--set", "calibration.count=2"]
+    if request.param == "H":
+        checkpoint, recipe = directory.with_name("checkpoint"), ["int8"]
+        write_random_checkpoint(cross_style_config(TINY_SHAPE, "H", [1]), checkpoint)
+    arguments = ["engine", str(checkpoint), "--target", "cpu-x86", "--no-verify", "-o", str(directory)]
+    assert run([*arguments, "--recipe", *recipe]) == 0
     figures = {"kl": {"figure": 0.01, "limit": 0.05, "place": "image 3"}, "tiles": {"figure": "inf"}}
     result = {"passed": True, "failed": [], "prompts": 40, "figures": figures, "versions": {"torch": "2.13"}}
     write_result(directory, EngineManifest.read(directory), result)

@@ -33,13 +33,26 @@ def test_what_is_not_written_yet_is_refused(
 ) -> None:
     output = ["-o", str(tmp_path / "out")]
     for verb in (
-        ["engine", str(checkpoint), "--recipe", "int4-rtn", "--target", "cpu-x86", *output],
-        ["plan", str(checkpoint), "--recipe", "int4-rtn", "--target", "cpu-x86"],
         ["export", str(checkpoint), "--format", "trtllm", *output],
         ["export", str(checkpoint), "--format", "hf", *output],
     ):
         assert run(verb) == 3, verb
-        assert "this release plans, builds and exports NVLM-D only" in capsys.readouterr().err
+        assert "this release exports NVLM-D only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["h100-80gb", "rtx-pro-6000-96gb", "jetson-agx-orin-64gb"])
+def test_engines_that_have_no_cross_attention_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    for verb in (
+        ["engine", str(checkpoint), "--recipe", "fp16", "--target", target, "-o", str(tmp_path / "out")],
+        ["plan", str(checkpoint), "--recipe", "fp16", "--target", target],
+    ):
+        assert run(verb) == 3, verb
+        error = capsys.readouterr().err
+        assert "makes engines of NVLM-D only" in error
+        assert "--set backend=onnxruntime" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,7 @@
-"""Build an ONNX Runtime engine: the vision and decoder graphs of one checkpoint under one plan."""
+"""Build an ONNX Runtime engine: the graphs of one checkpoint under one plan.
+
+NVLM-D has two: vision and decoder. NVLM-X and NVLM-H have a third, for what cross-attention attends to.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
 from nvlm_deploy.backends.onnxruntime.lower import lower
 from nvlm_deploy.backends.onnxruntime.storage import adapt
-from nvlm_deploy.backends.sections import decoder_section, vision_section
+from nvlm_deploy.backends.sections import decoder_section, tiles_section, vision_section
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import UnsuitableError
-from nvlm_deploy.export import Progress, WeightReader, build_decoder, build_vision, write_model
+from nvlm_deploy.export import Progress, WeightReader, build_decoder, build_tiles, build_vision, write_model
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
 logger = logging.getLogger(__name__)
@@ -26,11 +31,13 @@ __all__ = ["EngineSettings", "adapt", "build_engine", "check", "disk_bytes", "fi
 
 VISION_PATH = "vision/vision.onnx"
 DECODER_PATH = "llm/decoder.onnx"
+TILES_PATH = "llm/tiles.onnx"
 
 
-def files() -> tuple[str, ...]:
+def files(config: NvlmConfig) -> tuple[str, ...]:
     """See `EngineMaker.files`."""
-    return tuple(path + suffix for path in (VISION_PATH, DECODER_PATH) for suffix in ("", ".data"))
+    paths = (VISION_PATH, DECODER_PATH, *(() if config.cross_attention is None else (TILES_PATH,)))
+    return tuple(path + suffix for path in paths for suffix in ("", ".data"))
 
 
 def disk_bytes(plan: QuantizationPlan) -> int:
@@ -74,30 +81,50 @@ def build_engine(
     Memory: one piece of one tensor; nothing of the checkpoint stays loaded.
 
     Returns:
-        The manifest's sections `vision` and `llm`.
+        The manifest's sections `vision` and `llm`; the graph for tiles is `tiles` of `llm`.
 
     Raises:
         UnsuitableError: see `check`.
         NvlmError: the disk is full, or a weight cannot be stored as planned.
     """
     check(config, plan, settings)
-    vision = lower(build_vision(config, weights, plan))
-    decoder = lower(build_decoder(config.language, weights, plan, settings.context_length))
+    graphs = {path: lower(graph) for path, graph in _standard_graphs(weights, config, plan, settings).items()}
     sections = {
-        "vision": vision_section(config, vision, model=VISION_PATH, data=f"{VISION_PATH}.data"),
+        "vision": vision_section(config, graphs[VISION_PATH], model=VISION_PATH, data=f"{VISION_PATH}.data"),
         "llm": decoder_section(
-            config, decoder, settings.context_length, model=DECODER_PATH, data=f"{DECODER_PATH}.data"
+            config,
+            graphs[DECODER_PATH],
+            settings.context_length,
+            model=DECODER_PATH,
+            data=f"{DECODER_PATH}.data",
         ),
     }
-    if settings.record is not None:
-        for model in (vision, decoder):
+    if TILES_PATH in graphs:
+        sections["llm"]["tiles"] = tiles_section(
+            graphs[TILES_PATH], model=TILES_PATH, data=f"{TILES_PATH}.data"
+        )
+    for path, model in graphs.items():
+        if settings.record is not None:
             model.metadata_props[RECORD_KEY] = json.dumps(settings.record, ensure_ascii=False)
-    for part, path, model in (("vision", VISION_PATH, vision), ("llm", DECODER_PATH, decoder)):
-        target = output / path
+        part, target = path.partition("/")[0], output / path
         target.parent.mkdir(parents=True, exist_ok=True)
         logger.info("writing %s", target)
         write_model(model, target, _for_part(progress, part))
     return sections
+
+
+def _standard_graphs(
+    weights: WeightReader, config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings
+) -> dict[str, ir.Model]:
+    """The graphs of a model by their paths in a bundle."""
+    cross, context = config.cross_attention, settings.context_length
+    graphs = {
+        VISION_PATH: build_vision(config, weights, plan),
+        DECODER_PATH: build_decoder(config.language, weights, plan, context, cross_attention=cross),
+    }
+    if cross is not None:
+        graphs[TILES_PATH] = build_tiles(config, weights, plan, settings.tags)
+    return graphs
 
 
 def _for_part(progress: BuildProgress | None, part: str) -> Progress | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Int32
+from nvlm_deploy.backends.protocol import Int32, TileStates
 
 # Makes an owner of device memory with the contents of an array; it has `data_ptr()`.
 Allocate = Callable[[NDArray[Any]], Any]
@@ -42,8 +42,12 @@ class Memory:
 
     def zeros(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Buffer:
         """Allocate a buffer of zeros."""
-        owner = self.allocate(np.zeros(shape, dtype))
-        return Buffer(owner.data_ptr(), shape, dtype, owner)
+        return self.holding(np.zeros(shape, dtype))
+
+    def holding(self, array: NDArray[Any]) -> Buffer:
+        """Return a buffer with the contents of `array`; on the CPU it is the array's own memory."""
+        owner = self.allocate(np.ascontiguousarray(array))
+        return Buffer(owner.data_ptr(), array.shape, array.dtype.type, owner)
 
 
 class OrtKvCache:
@@ -51,13 +55,15 @@ class OrtKvCache:
 
     `lengths` int32 [B] counts the tokens of each row; smaller numbers written into it drop the last ones.
     `binding` holds the buffers bound to the graph's past inputs and present outputs, so that a step
-    binds nothing but its own small tensors.
+    binds nothing but its own small tensors. Keys and values of tiles stay bound likewise.
     """
 
     def __init__(self, buffers: Mapping[str, Buffer], lengths: Int32, memory: Memory) -> None:
         self.buffers, self.memory = buffers, memory
         self.lengths = lengths
         self.binding = memory.new_binding()
+        self._tiles: TileStates | None = None
+        self._tile_buffers: list[Buffer] = []
         for name, buffer in buffers.items():
             place = (memory.device, memory.number, buffer.dtype, list(buffer.shape), buffer.pointer)
             self.binding.bind_input(f"past_{name}", *place)
@@ -72,6 +78,21 @@ class OrtKvCache:
         names = [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
         buffers = {name: memory.zeros(shape, dtype) for name in names}
         return cls(buffers, np.zeros(shape[0], np.int32), memory)
+
+    def bind_tiles(self, layers: Sequence[int], states: TileStates) -> None:
+        """Bind keys and values of tiles, which are copied to the device unless they are there already."""
+        if states is self._tiles:
+            return
+        arrays = {
+            f"tile_{kind}.{layer}": array
+            for kind, made in (("key", states.keys), ("value", states.values))
+            for layer, array in zip(layers, made, strict=True)
+        }
+        buffers = {name: self.memory.holding(array) for name, array in arrays.items()}
+        for name, buffer in buffers.items():
+            place = (self.memory.device, self.memory.number, buffer.dtype, list(buffer.shape), buffer.pointer)
+            self.binding.bind_input(name, *place)
+        self._tiles, self._tile_buffers = states, list(buffers.values())
 
     @property
     def capacity(self) -> int:

@@ -19,8 +19,8 @@ CACHE_NAMES = ("past_key.", "past_value.", "present_key.", "present_value.")
 # Sizes and lengths are computed where they are needed, on the host.
 _HOST_OPERATORS = frozenset(
     (
-        *("Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "ReduceMax"),
-        *("Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+        *("Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Mul", "Range"),
+        *("ReduceMax", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
     )
 )
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from nvlm_deploy.backends.onnxruntime.cuda import CACHE_NAMES, CACHE_TYPE_KEY
+from nvlm_deploy.backends.onnxruntime.stored import all_nodes
 from nvlm_deploy.errors import UnsuitableError
 
 _ATTENTION = "GroupQueryAttention"
@@ -24,6 +25,9 @@ _KERNELS = frozenset(
         *("MatMulNBits", "Mul", "MultiHeadAttention", "QuantizeLinear", "QuickGelu", "ReduceMax", "Reshape"),
         *("ScatterND", "Shape", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
         *("Slice", "Sub", "Transpose", "Unsqueeze"),
+        # Of cross-attention.
+        *("And", "ConstantOfShape", "Greater", "GreaterOrEqual", "If", "Less", "MatMul", "Not", "Or"),
+        *("Range", "Softmax", "Split", "Squeeze", "Tanh", "Where"),
     )
 )
 
@@ -38,7 +42,7 @@ def cuda_graph(path: Path, changed: bytes | None = None) -> bytes:
     """
     model = onnx.load_from_string(changed) if changed else onnx.load(str(path), load_external_data=False)
     graph = model.graph
-    without = sorted({node.op_type for node in graph.node} - _KERNELS)
+    without = sorted({node.op_type for node in all_nodes(graph)} - _KERNELS)
     if without:
         raise UnsuitableError(
             f"{path} has operators that ONNX Runtime runs on the CPU only: {', '.join(without)}",

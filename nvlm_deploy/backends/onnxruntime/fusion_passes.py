@@ -15,7 +15,7 @@ class LowerActivations(ir.passes.InPlacePass):
     """Swish becomes QuickGelu with alpha 1, the same function in one pass over the data."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in model.graph if node.op_type == "Swish"]
+        nodes = [node for node in model.graph.all_nodes() if node.op_type == "Swish"]
         for node in nodes:
             insert = Inserter(model.graph, node)
             active = insert.op(f"{node.outputs[0].name}.quick", "QuickGelu", node.inputs, alpha=1.0)[0]
@@ -29,9 +29,9 @@ class LowerLinears(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, modified = model.graph, False
         # Backwards, so that the Add of a bias is met before the MatMul inside it.
-        for node in reversed(list(graph)):
+        for node in reversed(list(graph.all_nodes())):
             linear = match_linear(node.outputs[0])
-            if linear is None or not _is_used(graph, linear.y):
+            if linear is None or not _is_used(linear.y):
                 continue
             y = Inserter(graph, node).linear(f"{linear.name}.lowered", linear.x, linear.matrix, linear.bias)
             replace(linear.y, y)
@@ -57,11 +57,11 @@ class LowerNorms(ir.passes.InPlacePass):
     """RMSNormalization becomes ONNX Runtime's own kernel, fused with the residual sum before it."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in model.graph if node.op_type == "RMSNormalization"]
+        nodes = [node for node in model.graph.all_nodes() if node.op_type == "RMSNormalization"]
         for node in nodes:
             x, weight = node.inputs
             name, epsilon = str(node.outputs[0].name), node.attributes["epsilon"].as_float()
-            branches = _residual_sum(x)
+            branches = _residual_sum(node)
             insert = Inserter(model.graph, node)
             if branches is None or x is None:
                 normed = insert.op(
@@ -103,10 +103,13 @@ def _gather(insert: Inserter, name: str, matrix: Matrix, ids: ir.Value) -> ir.Va
     )[0]
 
 
-def _residual_sum(x: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """The two branches of `x = a + b` with equal shapes; sums with a parameter do not count."""
-    node = x.producer() if x is not None else None
-    if node is None or node.op_type != "Add":
+def _residual_sum(norm: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The two branches of `x = a + b` with equal shapes, whose result a norm takes.
+
+    Sums with a parameter do not count, nor those outside of the branch of an `If` that the norm is in.
+    """
+    node = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    if node is None or node.op_type != "Add" or node.graph is not norm.graph:
         return None
     a, b = node.inputs
     if a is None or b is None or a.is_initializer() or b.is_initializer():
@@ -114,5 +117,5 @@ def _residual_sum(x: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     return a, b
 
 
-def _is_used(graph: ir.Graph, value: ir.Value) -> bool:
-    return bool(value.uses()) or any(value is output for output in graph.outputs)
+def _is_used(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()

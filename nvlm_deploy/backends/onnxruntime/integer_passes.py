@@ -19,7 +19,7 @@ class LowerStaticInt8(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in model.graph if _makes_int8(node)]
+        nodes = [node for node in model.graph.all_nodes() if _makes_int8(node)]
         for node in nodes:
             (reader,) = node.outputs[0].consumers()
             middle = add_initializer(model.graph, "int8.middle", ir.tensor(np.array(_MIDDLE, np.uint8)))

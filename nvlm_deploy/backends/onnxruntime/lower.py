@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nvlm_deploy.backends.onnxruntime.attention_passes import LowerCachedAttention, LowerVisionAttention
+from nvlm_deploy.backends.onnxruntime.cross_passes import LowerCrossAttention
 from nvlm_deploy.backends.onnxruntime.fusion_passes import (
     LowerActivations,
     LowerEmbedding,
@@ -27,6 +28,7 @@ def lower(model: ir.Model) -> ir.Model:
         LowerStaticInt8(),
         LowerVisionAttention(),
         LowerCachedAttention(),
+        LowerCrossAttention(),
         LowerActivations(),
         LowerLinears(),
         LowerEmbedding(),
@@ -34,7 +36,7 @@ def lower(model: ir.Model) -> ir.Model:
         RemoveUnusedNodesPass(),
     )
     lowered = passes(model).model
-    left = sorted({node.op_type for node in lowered.graph if node.domain == ""} & _STANDARD_ONLY)
+    left = sorted({node.op_type for node in lowered.graph.all_nodes() if node.domain == ""} & _STANDARD_ONLY)
     assert not left, f"not lowered: {', '.join(left)}"
     lowered.graph.opset_imports.update({"": _LOWERED_OPSET, CONTRIB: 1})
     lowered.ir_version = _LOWERED_IR_VERSION

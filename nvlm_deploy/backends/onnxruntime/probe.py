@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.library import input_type, open_graph
-from nvlm_deploy.backends.protocol import Float32, Int64, SessionOptions
+from nvlm_deploy.backends.protocol import Float32, Int64, SeenTiles, SessionOptions
 from nvlm_deploy.errors import NvlmError
 
 _PREFIX = "probe."
@@ -48,12 +48,20 @@ class GraphProbe:
         runs = [self._run({"tiles": tiles[i : i + 1]}, positions, "visual_tokens") for i in range(len(tiles))]
         return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
-    def prompt(self, input_ids: Int64, visual: Float32, index: Int64, positions: Int64) -> dict[str, Float32]:
+    def prompt(
+        self,
+        input_ids: Int64,
+        visual: Float32,
+        index: Int64,
+        positions: Int64,
+        tiles: SeenTiles | None = None,
+    ) -> dict[str, Float32]:
         """States of the decoder, float32 [R, C].
 
         Args:
             input_ids: [S]. visual: visual tokens [V, D]. index: [V], their positions in `input_ids`.
             positions: [R], where states are wanted.
+            tiles: what the prompt sees of tiles, in NVLM-X and NVLM-H; None: nothing.
         """
         length = len(input_ids)
         feeds: dict[str, NDArray[np.generic]] = {
@@ -68,7 +76,23 @@ class GraphProbe:
             if name.startswith(("past_key.", "past_value.")):
                 _, heads, _, size = value.shape
                 feeds[name] = np.zeros((1, heads, length, size), self._cache_type)
-        return self._run(feeds, positions)
+        return self._run({**feeds, **self._tiles(length, tiles)}, positions)
+
+    def _tiles(self, length: int, tiles: SeenTiles | None) -> dict[str, NDArray[np.generic]]:
+        """Inputs for cross-attention; there are none in NVLM-D."""
+        names = [name for name in self._inputs if name.startswith(("tile_key.", "tile_value."))]
+        if not names:
+            return {}
+        feeds: dict[str, NDArray[np.generic]] = {
+            "tiles": np.empty((1, 0), np.int64) if tiles is None else tiles.states.tiles,
+            "visible_tiles": np.zeros((1, length, 2), np.int64) if tiles is None else tiles.visible,
+        }
+        given = iter([] if tiles is None else zip(tiles.states.keys, tiles.states.values, strict=True))
+        for key, value in zip(names[::2], names[1::2], strict=True):
+            _, heads, _, size = self._inputs[key].shape
+            empty = np.empty((1, heads, 0, size), np.float32)
+            feeds[key], feeds[value] = next(given, (empty, empty))
+        return feeds
 
     def _run(
         self, feeds: Mapping[str, NDArray[np.generic]], positions: Int64, *outputs: str

@@ -74,7 +74,11 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 class Inserter:
-    """Inserts nodes before `anchor`, in the order of the calls."""
+    """Inserts nodes before `anchor`, in the order of the calls; initializers go to `graph`, the whole one.
+
+    The anchor may be in a branch of an `If`. Names are given to all values, because those of a branch must
+    not be found outside of it.
+    """
 
     def __init__(self, graph: ir.Graph, anchor: ir.Node) -> None:
         self.graph, self.anchor = graph, anchor
@@ -92,7 +96,11 @@ class Inserter:
         node = ir.node(
             op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{name}/{op_type}"
         )
-        self.graph.insert_before(self.anchor, node)
+        for index, value in enumerate(node.outputs):
+            value.name = name if outputs == 1 else f"{name}.{index}"
+        place = self.anchor.graph
+        assert place is not None, "nodes are inserted beside nodes of a graph"
+        place.insert_before(self.anchor, node)
         return tuple(node.outputs)
 
     def to_fp32(self, name: str, value: ir.Value) -> ir.Value:

@@ -1,10 +1,12 @@
 """Run engines with ONNX Runtime, on the CPU or on a GPU.
 
-Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidden size, T tiles.
+Shapes: B rows, S new tokens per row, P logit positions, V visual tokens, D hidden size, T tiles, N visual
+tokens of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,15 @@ from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.cache import OrtKvCache
 from nvlm_deploy.backends.onnxruntime.library import device_memory, graph_facts, input_type, open_graph
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.protocol import (
+    Float32,
+    Int32,
+    Int64,
+    KvCache,
+    SeenTiles,
+    SessionOptions,
+    TileStates,
+)
 from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.errors import NvlmError
 
@@ -41,6 +51,31 @@ class OrtVisionSession:
         return tokens_TND
 
 
+class OrtTileSession:
+    """Visual tokens of an image's tiles to keys and values of all cross-attention layers."""
+
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        self._session = open_graph(path, options)
+        self.facts = graph_facts(self._session)
+        self._token_shape = tuple(self._session.get_inputs()[0].shape[1:])
+        self._names = [value.name for value in self._session.get_outputs()]
+
+    def states(self, visual_tokens: Float32) -> TileStates:
+        """See `TileSession.states`."""
+        if visual_tokens.shape[1:] != self._token_shape or not len(visual_tokens):
+            raise NvlmError(
+                f"visual tokens must be [tiles, {', '.join(map(str, self._token_shape))}], "
+                f"not {list(visual_tokens.shape)}"
+            )
+        feed = {"visual_tokens": np.ascontiguousarray(visual_tokens, np.float32)}
+        made = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
+        keys, values = (
+            tuple(made[name] for name in self._names if name.startswith(kind))
+            for kind in ("tile_key.", "tile_value.")
+        )
+        return TileStates(keys, values, made["tiles"])
+
+
 class OrtDecoderSession:
     """Token ids and visual tokens to logits; keys and values are updated in place, on the device."""
 
@@ -55,6 +90,9 @@ class OrtDecoderSession:
         _, self._kv_heads, _, self._head_dim = shapes["past_key.0"]
         self._cache_type = input_type(self._session, "past_key.0")
         self._layers = sum(name.startswith("past_key.") for name in shapes)
+        self._tile_layers = [int(name.partition(".")[2]) for name in shapes if name.startswith("tile_key.")]
+        self._tile_shape = self._new_tile_shape(shapes)
+        self._no_states: dict[int, TileStates] = {}
         self._vocab_size = int(self._session.get_outputs()[0].shape[2])
         self._context_length = self.facts.context_length or 0
 
@@ -82,6 +120,7 @@ class OrtDecoderSession:
         visual_tokens: Float32 | None = None,
         visual_index: Int64 | None = None,
         logit_positions: Int64 | None = None,
+        tiles: SeenTiles | None = None,
     ) -> Float32:
         """See `DecoderSession.run`."""
         if not isinstance(cache, OrtKvCache):
@@ -92,8 +131,10 @@ class OrtDecoderSession:
             visual_tokens,
             visual_index,
             logit_positions,
+            tiles,
             hidden_size=self._hidden_size,
             vocab_size=self._vocab_size,
+            tile_shape=self._tile_shape,
         )
         before_B = cache.lengths.copy()
         step.check_room(cache)
@@ -134,6 +175,10 @@ class OrtDecoderSession:
             "visual_index": step.index_V2,
             "logit_positions": step.positions_BP,
         }
+        if self._tile_layers:
+            seen = step.tiles or self._no_tiles(step)
+            cache.bind_tiles(self._tile_layers, seen.states)
+            inputs |= {"tiles": seen.states.tiles, "visible_tiles": seen.visible}
         binding = cache.binding
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -143,5 +188,21 @@ class OrtDecoderSession:
         cache.lengths += step.new_B
         return logits_BPV
 
+    def _new_tile_shape(self, shapes: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Layers with cross-attention, KV heads and head size of each; zeros without."""
+        if not self._tile_layers:
+            return 0, 0, 0
+        _, heads, _, size = shapes[f"tile_key.{self._tile_layers[0]}"]
+        return len(self._tile_layers), int(heads), int(size)
 
-open_vision, open_decoder = OrtVisionSession, OrtDecoderSession
+    def _no_tiles(self, step: Step) -> SeenTiles:
+        """What text without images sees; the same object for every step, so that it is bound once."""
+        layers, heads, size = self._tile_shape
+        rows, width = step.ids_BS.shape
+        if rows not in self._no_states:
+            empty = (np.empty((rows, heads, 0, size), np.float32),) * layers
+            self._no_states[rows] = TileStates(empty, empty, np.empty((rows, 0), np.int64))
+        return SeenTiles(self._no_states[rows], np.zeros((rows, width, 2), np.int64))
+
+
+open_vision, open_tiles, open_decoder = OrtVisionSession, OrtTileSession, OrtDecoderSession

@@ -39,14 +39,23 @@ def stored_matrices(path: Path) -> Iterator[StoredMatrix]:
             yield matrix
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the branches in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(attribute.g)
+
+
 class _Graph:
     """The initializers of a graph, seen through the casts and products that the runtime folds."""
 
     def __init__(self, path: Path) -> None:
         graph = onnx.load(str(path), load_external_data=False).graph
-        self.path, self.nodes = path, list(graph.node)
+        self.path, self.nodes = path, list(all_nodes(graph))
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._made_by = {name: node for node in graph.node for name in node.output}
+        self._made_by = {name: node for node in self.nodes for name in node.output}
 
     def array(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
         """An input of a node, in the type that it is stored in; None if it is no initializer."""

@@ -70,7 +70,7 @@ class PlanMaker:
         """See `EngineMaker.check`."""
         check_plan(self.library, config, plan, settings)
 
-    def files(self) -> tuple[str, ...]:
+    def files(self, config: NvlmConfig) -> tuple[str, ...]:
         """See `EngineMaker.files`."""
         return tuple(_PATHS.values())
 

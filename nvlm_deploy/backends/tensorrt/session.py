@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache, SeenTiles
 from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.backends.tensorrt.cache import CacheShape, DeviceKvCache
 from nvlm_deploy.backends.tensorrt.cuda import Buffer, Device
@@ -117,6 +117,7 @@ class PlanDecoderSession:
         visual_tokens: Float32 | None = None,
         visual_index: Int64 | None = None,
         logit_positions: Int64 | None = None,
+        tiles: SeenTiles | None = None,
     ) -> Float32:
         """See `DecoderSession.run`."""
         if not isinstance(cache, DeviceKvCache):
@@ -127,6 +128,7 @@ class PlanDecoderSession:
             visual_tokens,
             visual_index,
             logit_positions,
+            tiles,
             hidden_size=self._hidden_size,
             vocab_size=self._vocab_size,
         )

@@ -50,7 +50,7 @@ def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) 
             _check_language(tensor, release)
 
 
-def files() -> tuple[str, ...]:
+def files(config: NvlmConfig) -> tuple[str, ...]:
     """See `EngineMaker.files`; every further rank has an engine of its own."""
     return (VISION_PATH, f"{ENGINE_FOLDER}/config.json", f"{ENGINE_FOLDER}/rank0.engine")
 

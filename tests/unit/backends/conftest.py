@@ -12,6 +12,8 @@ from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
 from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.models import Nvlm, load_model
+from nvlm_deploy.preprocess import Tokenizer
+from nvlm_deploy.preprocess.prompt import tile_tags
 from nvlm_deploy.quantization import QuantizationPlan, resolve
 from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config
@@ -58,13 +60,20 @@ def build(weights: ModelWeights, tmp_path_factory: pytest.TempPathFactory) -> Bu
     built: dict[str, Path] = {}
     kept: list[ModelWeights] = []  # so that no other object gets the identity that is in a key
 
-    def make(source: ModelWeights = weights, parts: dict[str, Form] | None = None, **form: Any) -> Path:
-        key = repr((id(source), sorted(form.items()), parts))
+    def make(
+        source: ModelWeights = weights,
+        parts: dict[str, Form] | None = None,
+        context: int = CONTEXT,
+        **form: Any,
+    ) -> Path:
+        key = repr((id(source), sorted(form.items()), parts, context))
         if key not in built:
             kept.append(source)
             built[key] = tmp_path_factory.mktemp("engine")
             plan = plan_for(source, form, parts)
-            build_engine(source, source.reader.config, plan, EngineSettings(CONTEXT), built[key])
+            config = source.reader.config
+            tags = tile_tags(Tokenizer.from_directory(source.reader.directory), config)
+            build_engine(source, config, plan, EngineSettings(context, tags=tags), built[key])
         return built[key]
 
     return make

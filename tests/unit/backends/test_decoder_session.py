@@ -36,7 +36,7 @@ def random_ids(session: DecoderSession, *shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, session.vocab_size, shape)
 
 
-def run_alone(session: DecoderSession, ids: Array, **visual: Array) -> Array:
+def run_alone(session: DecoderSession, ids: Array, **visual: Any) -> Array:
     """Logits [P, vocabulary] of every position of one prompt."""
     positions = np.arange(len(ids))[None]
     cache = session.new_cache(1, CAPACITY)

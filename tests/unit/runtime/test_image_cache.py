@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvlm_deploy.runtime.image_cache import ImageCache
+from nvlm_deploy.runtime.image_cache import EncodedImage, ImageCache
 
 
-def tokens(value: float) -> np.ndarray:
-    return np.full((4, 8), value, dtype=np.float32)
+def tokens(value: float) -> EncodedImage:
+    return EncodedImage(np.full((4, 8), value, dtype=np.float32))
 
 
 def test_least_recently_used_goes_first() -> None:
@@ -21,7 +21,7 @@ def test_least_recently_used_goes_first() -> None:
     for key, value in ((b"a", 1), (b"c", 3)):
         kept = cache.get(key)
         assert kept is not None
-        assert np.array_equal(kept, tokens(value))
+        assert np.array_equal(kept.visual, tokens(value).visual)
     assert (cache.hits, cache.misses) == (3, 1)
 
 
