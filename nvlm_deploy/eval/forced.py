@@ -15,9 +15,12 @@ import torch
 from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sample import CalibrationSample, build_sample
+from nvlm_deploy.eval.prefill import Prefill, image_tiles
 from nvlm_deploy.models import CrossTiles, Nvlm
 from nvlm_deploy.preprocess import PromptBuilder, normalize_tiles
-from nvlm_deploy.runtime.bundle import Bundle, open_sessions
+from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles
+from nvlm_deploy.runtime.encoder import ImageEncoder
+from nvlm_deploy.runtime.image_cache import ImageCache
 from nvlm_deploy.synthetic.documents import Document, Exchange
 
 LogitsFunction = Callable[[CalibrationSample], npt.NDArray[np.float32]]
@@ -57,20 +60,11 @@ def model_logits(model: Nvlm) -> LogitsFunction:
 def engine_logits(bundle: Bundle, options: SessionOptions) -> LogitsFunction:
     """Logits of an engine, whose sessions are opened here."""
     vision, decoder = open_sessions(bundle, options)
-    hidden_size = bundle.config.language.hidden_size
+    encoder = ImageEncoder(bundle.config, vision, open_tiles(bundle, options), ImageCache(0))
 
     def logits(sample: CalibrationSample) -> npt.NDArray[np.float32]:
-        tokens, index = None, None
-        if len(sample.tiles):
-            tokens = vision.encode(sample.tiles).reshape(-1, hidden_size)
-            places = sample.visual_positions
-            index = np.stack([np.zeros_like(places), places], axis=1)
-        cache = decoder.new_cache(1, len(sample))
-        lengths = np.array([len(sample)], np.int32)
-        wanted = _predicting(sample)[None]
-        logits_1AV = decoder.run(sample.input_ids[None], lengths, cache, tokens, index, wanted)
-        logits_AV: npt.NDArray[np.float32] = logits_1AV[0]
-        return logits_AV
+        images = [encoder.encode_tiles(tiles) for tiles in image_tiles(sample)]
+        return Prefill.of(sample, images).logits(decoder, _predicting(sample))
 
     return logits
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,15 @@ class CrossPrompt:
     sequence_tiles: npt.NDArray[np.int64]
     tags: tuple[npt.NDArray[np.int64], ...]
     visible: npt.NDArray[np.int64]
+
+
+class TiledPrompt(Protocol):
+    """A prompt, or one with its answer: text behind the prompt sees what the prompt's last token sees."""
+
+    @property
+    def cross(self) -> CrossPrompt | None: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.backends.protocol import SeenTiles, TileStates
-from nvlm_deploy.preprocess.prompt import Prompt
+from nvlm_deploy.preprocess.prompt import TiledPrompt
 
 Int64 = npt.NDArray[np.int64]
 
 
-def first_look(prompts: Sequence[Prompt], rows: Sequence[Sequence[TileStates]]) -> SeenTiles | None:
+def first_look(prompts: Sequence[TiledPrompt], rows: Sequence[Sequence[TileStates]]) -> SeenTiles | None:
     """What the tokens of prompts see of the images of their rows; None if no row has a tile.
 
     Args:
@@ -29,7 +29,8 @@ def first_look(prompts: Sequence[Prompt], rows: Sequence[Sequence[TileStates]]) 
     visible_BS2 = np.zeros((len(prompts), max(map(len, prompts)), 2), np.int64)
     for visible_S2, prompt in zip(visible_BS2, prompts, strict=True):
         assert prompt.cross is not None, "only models with cross-attention have tiles in it"
-        visible_S2[: len(prompt)] = prompt.cross.visible
+        known = prompt.cross.visible
+        visible_S2[: len(known)], visible_S2[len(known) : len(prompt)] = known, known[-1]
     return SeenTiles(states, visible_BS2)
 
 

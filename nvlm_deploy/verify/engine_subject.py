@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from nvlm_deploy.backends.onnxruntime.probe import GraphProbe
 from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.eval.prefill import Prefill, image_tiles
+from nvlm_deploy.preprocess.prompt import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.runtime import Engine
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles
+from nvlm_deploy.runtime.encoder import divide_tokens
 from nvlm_deploy.runtime.engine import DEFAULT_IMAGE_CACHE_BYTES
-from nvlm_deploy.runtime.image_cache import ImageCache, VisualTokens
+from nvlm_deploy.runtime.image_cache import ImageCache
 from nvlm_deploy.verify.prompts import VerifyPrompt, tile_probe_positions
 from nvlm_deploy.verify.states import Place, Rows, States, decoder_places, tower_places
 from nvlm_deploy.verify.walk import projected_rows
@@ -56,7 +58,10 @@ class EngineSubject:
 
     def weights(self, reference: ModelWeights) -> list[WeightFigure]:
         """How far every matrix of the graphs is from the checkpoint's."""
-        graphs = (self.bundle.manifest.vision["model"], self.bundle.manifest.llm["model"])
+        manifest = self.bundle.manifest
+        graphs = [manifest.vision["model"], manifest.llm["model"]]
+        if "tiles" in manifest.llm:
+            graphs.append(manifest.llm["tiles"]["model"])
         return [
             figure
             for graph in graphs
@@ -105,12 +110,18 @@ class EngineSubject:
 
     def _decoder_states(self, prompts: Sequence[VerifyPrompt], visual: Mapping[int, Rows]) -> list[States]:
         probe = self._probe(self.bundle.manifest.llm["model"], decoder_places(self.bundle.config))
+        session = open_tiles(self.bundle, self._options)
         runs: list[States] = []
         for number, prompt in enumerate(prompts):
-            sequence = prompt.sequence
-            tokens_VD = visual.get(number, self._no_tokens())
-            places_V = sequence.visual_positions
-            runs.append(probe.prompt(sequence.input_ids, tokens_VD, places_V, prompt.probe_positions()))
+            sequence, images = prompt.sequence, []
+            if number in visual:
+                tokens_TND = visual[number].reshape(len(sequence.tiles), -1, visual[number].shape[1])
+                tokens_TND = tokens_TND[self._places_of_tags(prompt)]
+                images = [divide_tokens(self.bundle.config, session, tokens_TND)]
+            given = Prefill.of(sequence, images)
+            tokens_VD = self._no_tokens() if given.visual_VD is None else given.visual_VD
+            places_V, wanted_R = sequence.visual_positions, prompt.probe_positions()
+            runs.append(probe.prompt(sequence.input_ids, tokens_VD, places_V, wanted_R, given.seen))
         return runs
 
     def _probe(self, graph: str, places: Sequence[Place]) -> GraphProbe:
@@ -118,21 +129,24 @@ class EngineSubject:
         return GraphProbe(self.bundle.directory / graph, readers, self._options)
 
     def _logits(self, prompt: VerifyPrompt) -> Rows:
-        engine, sequence = self.engine, prompt.sequence
-        ids_S, places_V = sequence.input_ids, sequence.visual_positions
-        cache = self._decoder.new_cache(1, len(ids_S))
-        visual: tuple[Rows | None, npt.NDArray[np.int64] | None] = (None, None)
-        if len(places_V):
-            index_V2 = np.column_stack([np.zeros_like(places_V), places_V])
-            visual = self._encode(engine, prompt), index_V2
-        lengths = np.array([len(ids_S)], np.int32)
-        wanted_1L = prompt.logit_positions[None]
-        logits_1LV = self._decoder.run(ids_S[None], lengths, cache, *visual, wanted_1L)
-        return np.asarray(logits_1LV[0])
+        # The runtime finds an image in its cache if it makes the same tiles.
+        engine, order = self.engine, self._places_of_tags(prompt)
+        images = [engine.encoder.encode_tiles(tiles[order]) for tiles in image_tiles(prompt.sequence)]
+        return Prefill.of(prompt.sequence, images).logits(self._decoder, prompt.logit_positions)
 
-    def _encode(self, engine: Engine, prompt: VerifyPrompt) -> VisualTokens:
-        """Visual tokens [V, D]; the runtime finds them in its cache if it makes the same tiles."""
-        return engine.encoder.encode_tiles(prompt.sequence.tiles).visual
+    def _places_of_tags(self, prompt: VerifyPrompt) -> list[int]:
+        """Order in which the tiles of an image are given to the engine.
+
+        Tags among keys are constants of an NVLM-H's graph, the k-th tile's is the k-th. Attention does not
+        see the order of keys, so that exchanging tags is giving the tiles in each other's places.
+        """
+        order = list(range(len(prompt.sequence.tiles)))
+        cross = prompt.sequence.cross
+        if cross is not None:
+            known = tile_tags(self.bundle.tokenizer, self.bundle.config)
+            for tile, tag in enumerate(cross.tags):
+                order[known.index(tuple(tag.tolist()))] = tile
+        return order
 
     def _no_tokens(self) -> Rows:
         return np.empty((0, self.bundle.config.language.hidden_size), np.float32)
