@@ -6,14 +6,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.cli.main import run
+from nvlm_deploy.eval.forced import engine_logits, image_prompt, model_logits, text_prompt
+from nvlm_deploy.models import load_model
 from nvlm_deploy.pipeline.verify import VerifyOptions, verify_bundle, verify_checkpoint
-from nvlm_deploy.preprocess import Tokenizer
+from nvlm_deploy.preprocess import PromptBuilder, Tokenizer
 from nvlm_deploy.runtime import Engine
+from nvlm_deploy.runtime.bundle import Bundle
+from nvlm_deploy.synthetic.documents import document
 from nvlm_deploy.verify.checks import Check
 from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.contract_check import check_contract
@@ -118,6 +124,16 @@ def test_an_engine_is_held_against_its_checkpoint(engine: Path, released: Path) 
     # Exchanged tags are given to the engine in its own way, and change what they change in the model.
     assert report.reaction.cosine is not None
     assert report.reaction.cosine > 0.999
+
+
+def test_forced_logits_of_an_engine_are_the_model_s(engine: Path, released: Path) -> None:
+    model, tokenizer = load_model(released), Tokenizer.from_directory(released)
+    builder = PromptBuilder(tokenizer, model.config)
+    page = document("heldout", 0, model.config.tile_size, ("corners",))
+    of_engine, of_model = engine_logits(Bundle.open(engine), SessionOptions()), model_logits(model)
+    for make in (image_prompt, text_prompt):
+        sample = make(page, page.exchanges[0], builder)
+        np.testing.assert_allclose(of_engine(sample), of_model(sample), atol=2e-3)
 
 
 def test_an_engine_with_shifted_tags_is_found(
