@@ -115,13 +115,8 @@ class TileSession(Protocol):
     def facts(self) -> GraphFacts | None:
         """What the engine says of itself; None if its format keeps too little to compare."""
 
-    def states(self, visual_tokens: Float32, tags: Int64 | None = None) -> TileStates:
-        """Visual tokens [C, N, D] of one image's tiles in cross-attention, in order, to keys and values.
-
-        Args:
-            tags: [C], in NVLM-H which tag each tile has, 0 for `<tile_1>`; None for one after the other, as
-                in every prompt.
-        """
+    def states(self, visual_tokens: Float32) -> TileStates:
+        """Visual tokens [C, N, D] of one image's tiles in cross-attention, in order, to keys and values."""
 
 
 class DecoderSession(Protocol):

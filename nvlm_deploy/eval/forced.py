@@ -15,12 +15,12 @@ import torch
 from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sample import CalibrationSample, build_sample
+from nvlm_deploy.eval.prefill import Prefill, image_tiles
 from nvlm_deploy.models import CrossTiles, Nvlm
 from nvlm_deploy.preprocess import PromptBuilder, normalize_tiles
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles
 from nvlm_deploy.runtime.encoder import ImageEncoder
 from nvlm_deploy.runtime.image_cache import ImageCache
-from nvlm_deploy.runtime.seen_tiles import first_look
 from nvlm_deploy.synthetic.documents import Document, Exchange
 
 LogitsFunction = Callable[[CalibrationSample], npt.NDArray[np.float32]]
@@ -63,19 +63,8 @@ def engine_logits(bundle: Bundle, options: SessionOptions) -> LogitsFunction:
     encoder = ImageEncoder(bundle.config, vision, open_tiles(bundle, options), ImageCache(0))
 
     def logits(sample: CalibrationSample) -> npt.NDArray[np.float32]:
-        tokens, index, seen = None, None, None
-        if len(sample.tiles):
-            ends = np.cumsum(sample.tiles_per_image)[:-1]
-            images = [encoder.encode_tiles(tiles) for tiles in np.split(sample.tiles, ends)]
-            tokens, places = np.concatenate([image.visual for image in images]), sample.visual_positions
-            index = np.stack([np.zeros_like(places), places], axis=1)
-            seen = first_look([sample], [[image.states for image in images if image.states is not None]])
-        cache = decoder.new_cache(1, len(sample))
-        lengths = np.array([len(sample)], np.int32)
-        wanted = _predicting(sample)[None]
-        logits_1AV = decoder.run(sample.input_ids[None], lengths, cache, tokens, index, wanted, seen)
-        logits_AV: npt.NDArray[np.float32] = logits_1AV[0]
-        return logits_AV
+        images = [encoder.encode_tiles(tiles) for tiles in image_tiles(sample)]
+        return Prefill.of(sample, images).logits(decoder, _predicting(sample))
 
     return logits
 

@@ -1,9 +1,8 @@
 """The tiles graph of NVLM-X and NVLM-H: visual tokens of an image to keys and values for cross-attention.
 
-It runs once per image. Inputs: `visual_tokens` float32 [C, V, D] of the C tiles of one image that go to
-cross-attention, in order; in NVLM-H `tags` int64 [C], which tag each has: 0 for `<tile_1>`. Outputs:
-`tile_key.N` and `tile_value.N` [G, L, K] of every layer N with cross-attention, and `tiles` int64 [L], the
-tile of each entry, from 0, or -1 for padding.
+It runs once per image. Input: `visual_tokens` float32 [C, V, D] of the C tiles of one image that go to
+cross-attention, in order. Outputs: `tile_key.N` and `tile_value.N` [G, L, K] of every layer N with
+cross-attention, and `tiles` int64 [L], the tile of each entry, from 0, or -1 for padding.
 
 Shapes: V visual tokens per tile, D hidden size, T tokens of the longest tag (NVLM-H; others are padded),
 E entries of a tile (its tag and its visual tokens), L = C * E, G KV heads, K head size.
@@ -29,7 +28,7 @@ from nvlm_deploy.export.weights import StreamedTensor, WeightSource
 from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
 
 Tags = Sequence[Sequence[int]]
-"""Token ids of tags (`preprocess.prompt.tile_tags`) for NVLM-H; empty for NVLM-X, whose tags are text."""
+"""Token ids of `<tile_1>`, `<tile_2>`, ... for NVLM-H; empty for NVLM-X, whose tags are text."""
 
 
 def build_tiles(
@@ -39,7 +38,7 @@ def build_tiles(
     tags: Tags = (),
     dialect: Dialect = STANDARD_VISION,
 ) -> ir.Model:
-    """Build the graph; weights stay lazy."""
+    """Build the graph; weights stay lazy. `tags` are those of as many tiles as an image can have."""
     cross = config.cross_attention
     assert cross is not None, "an NVLM-D has no cross-attention"
     builder = GraphBuilder("nvlm_tiles", WeightSource(weights, plan), dialect)
@@ -49,7 +48,7 @@ def build_tiles(
         ["tiles", config.visual_tokens_per_tile, config.language.hidden_size],
     )
     count = builder.op("tiles.count", "Shape", [visual_CVD], start=0, end=1)
-    entries = _Entries(builder, cross, visual_CVD, _Tags(builder, tags) if tags else None)
+    entries = _Entries(builder, cross, visual_CVD, _Tags(builder, tags, count) if tags else None)
     for layer in cross.layers:
         features = entries.features(layer, config.language.norm_eps)
         for kind, value in zip(TILE_KINDS, _states(builder, cross, layer, features), strict=True):
@@ -63,10 +62,10 @@ def build_tiles(
 class _Tags:
     """The embeddings of the tags of C tiles, and which of their T places are used."""
 
-    def __init__(self, builder: GraphBuilder, tags: Tags) -> None:
+    def __init__(self, builder: GraphBuilder, tags: Tags, count: ir.Value) -> None:
         self.length = max(len(ids) for ids in tags)
         self.used = np.array([[i < len(ids) for i in range(self.length)] for ids in tags])
-        self._builder, self._numbers = builder, builder.input("tags", ir.DataType.INT64, ["tiles"])
+        self._builder, self._count = builder, count
         source = builder.source
 
         def rows() -> Iterator[Array]:
@@ -86,15 +85,16 @@ class _Tags:
 
     def rows_CTD(self) -> ir.Value:
         """Embeddings, zeros where a tag is shorter."""
-        return self.chosen("tags.rows", add_initializer(self._builder.graph, "tags.embeddings", self._rows))
+        return self.first("tags", add_initializer(self._builder.graph, "tags.embeddings", self._rows))
 
     def means_C1D(self) -> ir.Value:
         """The mean of each tag's embeddings."""
-        return self.chosen("tags.means", add_initializer(self._builder.graph, "tags.mean", self._means))
+        return self.first("tags.means", add_initializer(self._builder.graph, "tags.mean", self._means))
 
-    def chosen(self, name: str, table: ir.Value) -> ir.Value:
-        """The rows of a table that belong to the tags of the C tiles."""
-        value: ir.Value = self._builder.op(name, "Gather", [table, self._numbers], axis=0)
+    def first(self, name: str, table: ir.Value) -> ir.Value:
+        """The first C rows of a table."""
+        integers = self._builder.integers
+        value: ir.Value = self._builder.op(name, "Slice", [table, integers(0), self._count, integers(0)])
         return value
 
 
@@ -161,7 +161,7 @@ def _numbers(builder: GraphBuilder, visual: int, count: ir.Value, tags: _Tags | 
         numbers_CE = op("tiles.entries", "Expand", [numbers_C1, builder.integers(1, visual)])
     else:
         used = np.concatenate([tags.used, np.ones((len(tags.used), visual), np.bool_)], axis=1)
-        used_CE = tags.chosen("tiles.used", builder.constant("tags.used", used))
+        used_CE = tags.first("tiles.used", builder.constant("tags.used", used))
         padding = builder.constant("int64.padding", np.int64(-1))
         numbers_CE = op("tiles.entries", "Where", [used_CE, numbers_C1, padding])
     flat: ir.Value = op("tiles.flat", "Reshape", [numbers_CE, builder.integers(-1)])

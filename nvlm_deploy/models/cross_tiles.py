@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvlm_deploy.models.cross_attention import TileMemory
-from nvlm_deploy.preprocess.prompt import CrossPrompt
-
-
-class TiledPrompt(Protocol):
-    """A prompt, or one with its answer: text behind the prompt sees what the prompt's last token sees."""
-
-    @property
-    def cross(self) -> CrossPrompt | None: ...
-
-    def __len__(self) -> int: ...
+from nvlm_deploy.preprocess.prompt import TiledPrompt
 
 
 @dataclass(frozen=True, slots=True)

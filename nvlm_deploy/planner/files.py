@@ -74,8 +74,8 @@ def _tags(config: NvlmConfig) -> list[int]:
     """NVLM-H's tables of the embeddings of tags, and of their means."""
     if config.variant != "H":
         return []
-    rows = (config.max_tiles + 1) * config.language.hidden_size * _FLOAT32
-    return [TAG_TOKENS * rows, rows]
+    row = config.max_tiles * config.language.hidden_size * _FLOAT32
+    return [TAG_TOKENS * row, row]
 
 
 def _data_file(sizes: list[int]) -> int:

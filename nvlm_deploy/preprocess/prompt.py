@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,15 @@ class CrossPrompt:
     sequence_tiles: npt.NDArray[np.int64]
     tags: tuple[npt.NDArray[np.int64], ...]
     visible: npt.NDArray[np.int64]
+
+
+class TiledPrompt(Protocol):
+    """A prompt, or one with its answer: text behind the prompt sees what the prompt's last token sees."""
+
+    @property
+    def cross(self) -> CrossPrompt | None: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,15 +286,10 @@ class _HybridAssembly(_CrossAssembly):
 
 
 def tile_tags(tokenizer: Tokenizer, config: NvlmConfig) -> tuple[tuple[int, ...], ...]:
-    """Ids of the tags whose embeddings stand among keys in NVLM-H; none for the others.
-
-    `<tile_1>` to that of the last tile, and then the thumbnail's. No prompt has that one there; it is what
-    verification exchanges a tag for.
-    """
+    """Ids of the tags whose embeddings stand among keys: `<tile_1>`, ... of NVLM-H; none of the others."""
     if config.variant != "H":
         return ()
-    tags = [*(_tag(k) for k in range(1, config.max_tiles + 1)), config.thumbnail_tag]
-    return tuple(tuple(tokenizer.encode_text(tag)) for tag in tags)
+    return tuple(tuple(tokenizer.encode_text(_tag(k))) for k in range(1, config.max_tiles + 1))
 
 
 def _tag(number: int) -> str:

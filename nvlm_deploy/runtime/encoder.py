@@ -5,7 +5,7 @@ Shapes: V visual tokens, D hidden size.
 
 from __future__ import annotations
 
-from nvlm_deploy.backends.protocol import TileSession, VisionSession
+from nvlm_deploy.backends.protocol import Float32, TileSession, VisionSession
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.preprocess.tiles import TiledImage
 from nvlm_deploy.runtime.image_cache import EncodedImage, ImageCache, Tiles
@@ -41,10 +41,14 @@ class ImageEncoder:
         return encoded
 
     def _encode(self, tiles: Tiles) -> EncodedImage:
-        tokens_TND = self._vision.encode(tiles)
-        attended = self._config.cross_tiles(len(tiles))
-        # A copy, so that the tokens of tiles that are in keys and values now are not kept.
-        visual_VD = tokens_TND[attended:].reshape(-1, tokens_TND.shape[-1])
-        if not attended or self._tiles is None:
-            return EncodedImage(visual_VD)
-        return EncodedImage(visual_VD.copy(), self._tiles.states(tokens_TND[:attended]))
+        return divide_tokens(self._config, self._tiles, self._vision.encode(tiles))
+
+
+def divide_tokens(config: NvlmConfig, tiles: TileSession | None, tokens_TND: Float32) -> EncodedImage:
+    """Visual tokens [T, N, D] of an image to what stands in the sequence, and keys and values of the rest."""
+    attended = config.cross_tiles(len(tokens_TND))
+    visual_VD = tokens_TND[attended:].reshape(-1, tokens_TND.shape[-1])
+    if not attended or tiles is None:
+        return EncodedImage(visual_VD)
+    # A copy, so that the tokens of tiles that are in keys and values now are not kept.
+    return EncodedImage(visual_VD.copy(), tiles.states(tokens_TND[:attended]))

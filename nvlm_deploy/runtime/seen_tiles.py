@@ -6,26 +6,17 @@ Shapes: B rows, S tokens, L entries of the tiles of the row that has most, G KV 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.backends.protocol import SeenTiles, TileStates
-from nvlm_deploy.preprocess.prompt import CrossPrompt
+from nvlm_deploy.preprocess.prompt import TiledPrompt
 
 Int64 = npt.NDArray[np.int64]
 
 
-class Seeing(Protocol):
-    """A prompt, or a prompt with more text behind it, which sees what the prompt's last token sees."""
-
-    @property
-    def cross(self) -> CrossPrompt | None: ...
-    def __len__(self) -> int: ...
-
-
-def first_look(prompts: Sequence[Seeing], rows: Sequence[Sequence[TileStates]]) -> SeenTiles | None:
+def first_look(prompts: Sequence[TiledPrompt], rows: Sequence[Sequence[TileStates]]) -> SeenTiles | None:
     """What the tokens of prompts see of the images of their rows; None if no row has a tile.
 
     Args:
@@ -39,8 +30,7 @@ def first_look(prompts: Sequence[Seeing], rows: Sequence[Sequence[TileStates]]) 
     for visible_S2, prompt in zip(visible_BS2, prompts, strict=True):
         assert prompt.cross is not None, "only models with cross-attention have tiles in it"
         known = prompt.cross.visible
-        visible_S2[: len(known)] = known
-        visible_S2[len(known) : len(prompt)] = known[-1]
+        visible_S2[: len(known)], visible_S2[len(known) : len(prompt)] = known, known[-1]
     return SeenTiles(states, visible_BS2)
 
 

@@ -84,6 +84,13 @@ class Contract:
         """Tags of an image's tiles, in order."""
         return [*(f"<tile_{number}>" for number in range(1, tiles)), self.thumbnail_tag]
 
+    def exchangeable(self, tiles: int) -> int:
+        """How many of an image's tags, from the first on, may stand in each other's places.
+
+        In NVLM-H the thumbnail's is in the sequence, and those of other tiles among the keys.
+        """
+        return tiles - 1 if self.variant == "NVLM_H" else tiles
+
     def prompt(self, question: str, tags: Sequence[str] = ()) -> ContractPrompt:
         """Token ids of one question, after an image whose tiles have these tags if there are any."""
         end = _END + ("\n" if self.newline_after_turn else "")

@@ -9,20 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from nvlm_deploy.backends.onnxruntime.probe import GraphProbe
 from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
-from nvlm_deploy.backends.protocol import SeenTiles, SessionOptions, TileSession
-from nvlm_deploy.calibration import CalibrationSample
+from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.eval.prefill import Prefill, image_tiles
 from nvlm_deploy.preprocess.prompt import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.runtime import Engine
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles
+from nvlm_deploy.runtime.encoder import divide_tokens
 from nvlm_deploy.runtime.engine import DEFAULT_IMAGE_CACHE_BYTES
-from nvlm_deploy.runtime.image_cache import EncodedImage, ImageCache
-from nvlm_deploy.runtime.seen_tiles import first_look
+from nvlm_deploy.runtime.image_cache import ImageCache
 from nvlm_deploy.verify.prompts import VerifyPrompt, tile_probe_positions
 from nvlm_deploy.verify.states import Place, Rows, States, decoder_places, tower_places
 from nvlm_deploy.verify.walk import projected_rows
@@ -46,25 +45,16 @@ class EngineSubject:
         self.bundle = Bundle.open(directory)
         self._options, self._progress = options or SessionOptions(), progress
         self._engine: Engine | None = None
-        self._tiles: TileSession | None = None
-        tags = tile_tags(self.bundle.tokenizer, self.bundle.config)
-        self._tag_numbers = {ids: number for number, ids in enumerate(tags)}
 
     @property
     def engine(self) -> Engine:
         """The opened engine; opened when it is first needed, because probes are sessions of their own."""
         if self._engine is None:
-            self._vision, self._decoder = open_sessions(self.bundle, self._options)
+            vision, self._decoder = open_sessions(self.bundle, self._options)
             cache = ImageCache(DEFAULT_IMAGE_CACHE_BYTES)
-            self._engine = Engine(self.bundle, self._vision, self._decoder, cache, self.tiles)
+            tiles = open_tiles(self.bundle, self._options)
+            self._engine = Engine(self.bundle, vision, self._decoder, cache, tiles)
         return self._engine
-
-    @property
-    def tiles(self) -> TileSession | None:
-        """What makes keys and values of tiles, which probes ask, too; None in NVLM-D."""
-        if self._tiles is None:
-            self._tiles = open_tiles(self.bundle, self._options)
-        return self._tiles
 
     def weights(self, reference: ModelWeights) -> list[WeightFigure]:
         """How far every matrix of the graphs is from the checkpoint's."""
@@ -120,14 +110,18 @@ class EngineSubject:
 
     def _decoder_states(self, prompts: Sequence[VerifyPrompt], visual: Mapping[int, Rows]) -> list[States]:
         probe = self._probe(self.bundle.manifest.llm["model"], decoder_places(self.bundle.config))
+        session = open_tiles(self.bundle, self._options)
         runs: list[States] = []
         for number, prompt in enumerate(prompts):
-            sequence = prompt.sequence
-            image = self._placed(sequence, visual.get(number, self._no_tokens()))
-            where, seen = prompt.probe_positions(), _seen(sequence, image)
-            runs.append(
-                probe.prompt(sequence.input_ids, image.visual, sequence.visual_positions, where, seen)
-            )
+            sequence, images = prompt.sequence, []
+            if number in visual:
+                tokens_TND = visual[number].reshape(len(sequence.tiles), -1, visual[number].shape[1])
+                tokens_TND = tokens_TND[self._places_of_tags(prompt)]
+                images = [divide_tokens(self.bundle.config, session, tokens_TND)]
+            given = Prefill.of(sequence, images)
+            tokens_VD = self._no_tokens() if given.visual_VD is None else given.visual_VD
+            places_V, wanted_R = sequence.visual_positions, prompt.probe_positions()
+            runs.append(probe.prompt(sequence.input_ids, tokens_VD, places_V, wanted_R, given.seen))
         return runs
 
     def _probe(self, graph: str, places: Sequence[Place]) -> GraphProbe:
@@ -135,46 +129,24 @@ class EngineSubject:
         return GraphProbe(self.bundle.directory / graph, readers, self._options)
 
     def _logits(self, prompt: VerifyPrompt) -> Rows:
-        engine, sequence = self.engine, prompt.sequence
-        ids_S, places_V = sequence.input_ids, sequence.visual_positions
-        cache = self._decoder.new_cache(1, len(ids_S))
-        image = EncodedImage(self._no_tokens())
-        if len(sequence.tiles):
-            image = self._encode(engine, sequence)
-        index_V2 = np.column_stack([np.zeros_like(places_V), places_V])
-        lengths, wanted_1L = np.array([len(ids_S)], np.int32), prompt.logit_positions[None]
-        seen = _seen(sequence, image)
-        logits_1LV = self._decoder.run(ids_S[None], lengths, cache, image.visual, index_V2, wanted_1L, seen)
-        return np.asarray(logits_1LV[0])
+        # The runtime finds an image in its cache if it makes the same tiles.
+        engine, order = self.engine, self._places_of_tags(prompt)
+        images = [engine.encoder.encode_tiles(tiles[order]) for tiles in image_tiles(prompt.sequence)]
+        return Prefill.of(prompt.sequence, images).logits(self._decoder, prompt.logit_positions)
 
-    def _encode(self, engine: Engine, sequence: CalibrationSample) -> EncodedImage:
-        """What the decoder takes of an image; the runtime finds it in its cache if its tiles are the same."""
-        numbers = self._numbers(sequence)
-        if numbers is None or np.array_equal(numbers, np.arange(len(numbers))):
-            return engine.encoder.encode_tiles(sequence.tiles)
-        tokens_TND = self._vision.encode(sequence.tiles)
-        return self._placed(sequence, tokens_TND.reshape(-1, tokens_TND.shape[-1]))
+    def _places_of_tags(self, prompt: VerifyPrompt) -> list[int]:
+        """Order in which the tiles of an image are given to the engine.
 
-    def _placed(self, sequence: CalibrationSample, tokens_VD: Rows) -> EncodedImage:
-        """Visual tokens of all tiles as the decoder takes them: in the sequence, or as keys and values."""
-        cross = sequence.cross
-        if cross is None or not len(tokens_VD):
-            return EncodedImage(tokens_VD)
-        tokens_TND = tokens_VD.reshape(len(sequence.tiles), -1, tokens_VD.shape[-1])
-        visual_VD = tokens_TND[cross.sequence_tiles].reshape(-1, tokens_VD.shape[-1])
-        if not len(cross.tiles) or self.tiles is None:
-            return EncodedImage(visual_VD)
-        return EncodedImage(visual_VD, self.tiles.states(tokens_TND[cross.tiles], self._numbers(sequence)))
-
-    def _numbers(self, sequence: CalibrationSample) -> npt.NDArray[np.int64] | None:
-        """Which tag each tile in cross-attention has, from 0; None where tags are not among the keys."""
-        if sequence.cross is None or not self._tag_numbers:
-            return None
-        return np.array([self._tag_numbers[tuple(ids.tolist())] for ids in sequence.cross.tags], np.int64)
+        Tags among keys are constants of an NVLM-H's graph, the k-th tile's is the k-th. Attention does not
+        see the order of keys, so that exchanging tags is giving the tiles in each other's places.
+        """
+        order = list(range(len(prompt.sequence.tiles)))
+        cross = prompt.sequence.cross
+        if cross is not None:
+            known = tile_tags(self.bundle.tokenizer, self.bundle.config)
+            for tile, tag in enumerate(cross.tags):
+                order[known.index(tuple(tag.tolist()))] = tile
+        return order
 
     def _no_tokens(self) -> Rows:
         return np.empty((0, self.bundle.config.language.hidden_size), np.float32)
-
-
-def _seen(sequence: CalibrationSample, image: EncodedImage) -> SeenTiles | None:
-    return None if image.states is None else first_look([sequence], [[image.states]])

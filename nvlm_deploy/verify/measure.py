@@ -70,11 +70,11 @@ class PromptSet:
         )
         asked = (*about_images, *about_texts)
         places = [i for i, prompt in enumerate(asked) if prompt.row == "position"][: max(1, images // 8)]
-        # Two neighbors, and the first tile with the thumbnail.
+        # Two neighbors, and the first tile with the thumbnail, or with the last that has its tag among keys.
         swapped = [
             (number, with_swapped_tags(contract, asked[number], 0, second))
             for number in places
-            for second in (1, len(asked[number].sequence.tiles) - 1)
+            for second in (1, contract.exchangeable(len(asked[number].sequence.tiles)) - 1)
         ]
         texts = range(images, images + _PROBED_TEXTS)
         return cls(asked, tuple(swapped), (*range(min(images, _PROBED_IMAGES)), *texts))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nvlm_deploy import Engine
 from nvlm_deploy.backends import TileSession, TileStates, VisionSession
-from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int64, SessionOptions
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, SessionOptions
 from nvlm_deploy.cli.main import run
 from nvlm_deploy.config.manifest import EngineManifest
 from nvlm_deploy.errors import VerificationError
@@ -169,9 +169,9 @@ class CountedTiles:
     def facts(self) -> GraphFacts | None:
         return self._session.facts
 
-    def states(self, visual_tokens: Float32, tags: Int64 | None = None) -> TileStates:
+    def states(self, visual_tokens: Float32) -> TileStates:
         self.asked += 1
-        return self._session.states(visual_tokens, tags)
+        return self._session.states(visual_tokens)
 
 
 def test_an_image_that_was_seen_is_not_computed_again(bundle: Path) -> None:

@@ -6,13 +6,24 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nvlm_deploy.backends import SessionOptions
 from nvlm_deploy.cli.main import run
-from nvlm_deploy.pipeline.verify import VerifyOptions, verify_checkpoint
+from nvlm_deploy.eval.forced import engine_logits, image_prompt, model_logits, text_prompt
+from nvlm_deploy.models import load_model
+from nvlm_deploy.pipeline.verify import VerifyOptions, verify_bundle, verify_checkpoint
+from nvlm_deploy.preprocess import PromptBuilder, Tokenizer
+from nvlm_deploy.runtime import Engine
+from nvlm_deploy.runtime.bundle import Bundle
+from nvlm_deploy.synthetic.documents import document
 from nvlm_deploy.verify.checks import Check
+from nvlm_deploy.verify.contract import Contract
+from nvlm_deploy.verify.contract_check import check_contract
+from nvlm_deploy.verify.measure import PromptSet
 from nvlm_deploy.verify.report import VerifyReport
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
@@ -88,6 +99,58 @@ def test_a_broken_cross_attention_is_found_where_it_is(
     negate(broken, "layers.3.cross_attn.v_proj.weight_scale")
     found = failed(verified(broken, released))
     assert found["decoder, cosine of a branch"].place == "language.layers.3.cross"
+
+
+@pytest.fixture(scope="module")
+def engine(released: Path) -> Path:
+    """Its engine in FP32, verified when it was built; not to be changed."""
+    output = released.parent / "engine"
+    arguments = ["--recipe", "fp32", "--target", "cpu-x86", "-o", str(output)]
+    assert run(["engine", str(released), *arguments]) == 0
+    return output
+
+
+def test_an_engine_is_held_against_its_checkpoint(engine: Path, released: Path) -> None:
+    report = verify_bundle(engine, released, VerifyOptions(samples=5))
+    assert not failed(report)
+    assert {each.name for each in report.weights} >= {
+        f"language.layers.3.cross.attention.{kind}_proj.weight" for kind in "qkvo"
+    }
+    places = {each.name: each for each in report.layers}
+    for name in ("attention", "cross", "mlp"):
+        branch = places[f"language.layers.3.{name}"].branch
+        assert branch is not None
+        assert branch > 0.9999
+    # Exchanged tags are given to the engine in its own way, and change what they change in the model.
+    assert report.reaction.cosine is not None
+    assert report.reaction.cosine > 0.999
+
+
+def test_forced_logits_of_an_engine_are_the_model_s(engine: Path, released: Path) -> None:
+    model, tokenizer = load_model(released), Tokenizer.from_directory(released)
+    builder = PromptBuilder(tokenizer, model.config)
+    page = document("heldout", 0, model.config.tile_size, ("corners",))
+    of_engine, of_model = engine_logits(Bundle.open(engine), SessionOptions()), model_logits(model)
+    for make in (image_prompt, text_prompt):
+        sample = make(page, page.exchanges[0], builder)
+        np.testing.assert_allclose(of_engine(sample), of_model(sample), atol=2e-3)
+
+
+def test_an_engine_with_shifted_tags_is_found(
+    engine: Path, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Tokenizer.encode_text
+
+    def shifted(self: Tokenizer, text: str) -> list[int]:
+        return encode(self, f"<tile_{int(text[6]) + 1}>" if text.startswith("<tile_1>") else text)
+
+    bundle = Path(shutil.copytree(engine, tmp_path / "engine"))
+    contract = Contract(bundle)
+    opened = Engine.open(bundle)
+    monkeypatch.setattr(Tokenizer, "encode_text", shifted)
+    result = check_contract(opened, contract, PromptSet.make(contract, 5).asked)
+    assert result.wrong_ids
+    assert not result.wrong_tiles
 
 
 def test_the_command_line_measures_and_quantizes_both(

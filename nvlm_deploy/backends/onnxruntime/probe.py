@@ -5,7 +5,7 @@ Shapes: B rows of the batch, S tokens, R probed positions, C width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,8 @@ def _with_outputs(path: Path, readers: Mapping[str, str]) -> bytes:
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     graph.input.append(onnx.helper.make_tensor_value_info(_POSITIONS, onnx.TensorProto.INT64, ["probed"]))
-    streams = _streams(list(all_nodes(graph)))
+    # A branch reads the stream from outside of it, so that it is a value of the graph itself.
+    streams = _streams(all_nodes(graph))
     for name, reader in readers.items():
         if reader not in streams:
             raise NvlmError(
@@ -122,18 +123,15 @@ def _with_outputs(path: Path, readers: Mapping[str, str]) -> bytes:
     return serialized
 
 
-def _streams(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-    """The value that every norm reads, by the norm's name; a fused sum is the norm's own fourth output.
-
-    What a norm at the beginning of a branch reads comes from outside of the branch.
-    """
-    streams = {}
+def _streams(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
+    """The value that every norm reads, by the norm's name; a fused sum is the norm's own fourth output."""
+    streams, by_name = {}, {}
     for node in nodes:
+        by_name[node.name] = node
         if node.op_type in _NORMS:
             fused = node.op_type.startswith("Skip")
             module = node.name.rpartition("/")[0].removesuffix(".rms").removesuffix(".skip")
             streams[module] = node.output[3] if fused else node.input[0]
-    by_name = {node.name: node for node in nodes}
     for reader, name in _OTHER_READERS.items():
         if name in by_name:
             streams[reader] = by_name[name].input[0]

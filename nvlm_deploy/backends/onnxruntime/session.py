@@ -59,18 +59,15 @@ class OrtTileSession:
         self.facts = graph_facts(self._session)
         self._token_shape = tuple(self._session.get_inputs()[0].shape[1:])
         self._names = [value.name for value in self._session.get_outputs()]
-        self._tagged = any(value.name == "tags" for value in self._session.get_inputs())
 
-    def states(self, visual_tokens: Float32, tags: Int64 | None = None) -> TileStates:
+    def states(self, visual_tokens: Float32) -> TileStates:
         """See `TileSession.states`."""
         if visual_tokens.shape[1:] != self._token_shape or not len(visual_tokens):
             raise NvlmError(
                 f"visual tokens must be [tiles, {', '.join(map(str, self._token_shape))}], "
                 f"not {list(visual_tokens.shape)}"
             )
-        feed: dict[str, NDArray[Any]] = {"visual_tokens": np.ascontiguousarray(visual_tokens, np.float32)}
-        if self._tagged:
-            feed["tags"] = np.arange(len(visual_tokens)) if tags is None else tags
+        feed = {"visual_tokens": np.ascontiguousarray(visual_tokens, np.float32)}
         made = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
         keys, values = (
             tuple(made[name] for name in self._names if name.startswith(kind))
