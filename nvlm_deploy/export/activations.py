@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nvlm_deploy.config.recipe import NVFP4_GROUP, ActivationType
+from nvlm_deploy.export.linears import quantized
 
 if TYPE_CHECKING:
     from nvlm_deploy.export.graph import GraphBuilder
@@ -45,7 +46,7 @@ class QuantizedInputs:
     def _scaled(self, name: str, x: ir.Value, scale_K: NDArray[np.float32]) -> ir.Value:
         key = (x, scale_K.tobytes())
         if key not in self._done:
-            scale = self._builder.constant(f"{name}.pre_quant_scale", scale_K)
+            scale = self._builder.floats_constant(f"{name}.pre_quant_scale", scale_K)
             self._done[key] = self._builder.op(f"{name}.scaled", "Mul", [x, scale])
         return self._done[key]
 
@@ -58,9 +59,8 @@ class QuantizedInputs:
 
     def _through(self, name: str, x: ir.Value, scale: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Round to codes of `dtype` and back."""
-        op = self._builder.op
-        codes = op(f"{name}.codes", "QuantizeLinear", [x, scale], output_dtype=dtype)
-        value: ir.Value = op(f"{name}.dequantized", "DequantizeLinear", [codes, scale])
+        codes = quantized(self._builder, f"{name}.codes", x, scale, dtype)
+        value: ir.Value = self._builder.op(f"{name}.dequantized", "DequantizeLinear", [codes, scale])
         return value
 
     def _nvfp4(self, name: str, x: ir.Value, scale: ir.Value) -> ir.Value:
@@ -69,10 +69,7 @@ class QuantizedInputs:
         The grid of e2m1 has steps of 1/2 below 2, of 1 below 4, and of 2 up to 6, and `Round` takes ties to
         even: between two neighbors that is the one with the even code.
         """
-        builder, op = self._builder, self._builder.op
-
-        def number(value: float) -> ir.Value:
-            return builder.constant(f"float.{value:g}", np.float32(value))
+        builder, op, number = self._builder, self._builder.op, self._builder.number
 
         blocks = op(f"{name}.blocks", "Reshape", [x, builder.integers(0, 0, -1, NVFP4_GROUP)])
         magnitude = op(f"{name}.magnitude", "Abs", [blocks])

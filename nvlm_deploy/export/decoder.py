@@ -1,10 +1,15 @@
 """The decoder graph: token ids and visual tokens to logits, with the KV cache as inputs and outputs.
 
 Shapes: B rows of the batch, S new tokens per row (right-padded), C cache capacity, P logit positions,
-V visual tokens of the whole batch, D hidden size, H query heads, G KV heads, K head size.
+V visual tokens of the whole batch, D hidden size, H query heads, G KV heads, K head size, L tokens that
+attention sees: C, or C + S where the new ones are put behind the cache.
 
 `past_lengths` int32 [B] tokens are in the cache already, and `new_lengths` int32 [B] of the S new ones are
 no padding. Padding may leave garbage behind a row's end in the cache; the next tokens overwrite it.
+
+Where the dialect scatters into the cache, `present_key.N` is the whole cache, to be given the memory of
+`past_key.N`. Where it concatenates, `new_key.N` are the new tokens [B, G, S, K], and the caller writes them
+at `past_lengths` of each row: nothing of the cache is copied.
 """
 
 from __future__ import annotations
@@ -16,43 +21,59 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.export.dialect import DATA_TYPES, STANDARD_DECODER, Dialect
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.export.matrices import WeightReader
+from nvlm_deploy.export.operators import (
+    Heads,
+    Rotary,
+    attention,
+    attention_mask,
+    join_heads,
+    rms_norm,
+    rotate,
+    split_heads,
+    swish,
+)
 from nvlm_deploy.export.weights import WeightSource
 from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
 
 CONTEXT_KEY = "nvlm.context_length"
-
-# The first with TensorScatter.
-_OPSET = 24
+KINDS = ("key", "value")
 
 
 @dataclass(frozen=True, slots=True)
 class _Positions:
     """What every layer's attention needs to know about the new tokens."""
 
-    ids_BS: ir.Value
     write_B: ir.Value
-    mask_B1SC: ir.Value
-    cos: ir.Value
-    sin: ir.Value
+    mask: ir.Value
+    rotary: Rotary
 
 
 def build_decoder(
-    config: LanguageConfig, weights: WeightReader, plan: QuantizationPlan, context_length: int
+    config: LanguageConfig,
+    weights: WeightReader,
+    plan: QuantizationPlan,
+    context_length: int,
+    dialect: Dialect = STANDARD_DECODER,
 ) -> ir.Model:
-    """Build the standard graph for at most `context_length` tokens per row; weights stay lazy."""
-    builder = GraphBuilder("nvlm_decoder", WeightSource(weights, plan), _OPSET)
+    """Build the graph for at most `context_length` tokens per row; weights stay lazy."""
+    builder = GraphBuilder("nvlm_decoder", WeightSource(weights, plan), dialect)
     x_BSD = _embed(builder, config)
     positions, caches = _inputs(builder, config, context_length)
+    news = []
     for layer, past in enumerate(caches):
-        x_BSD = _layer(builder, config, layer, x_BSD, past, positions)
-    logits = _logits(builder, config, x_BSD)
+        x_BSD, new = _layer(builder, config, layer, x_BSD, past, positions)
+        news.append(new)
+    logits = builder.cast("logits.wide", _logits(builder, config, x_BSD), builder.floats, "fp32")
     builder.output(logits, "logits", ir.DataType.FLOAT, ["batch", "positions", config.vocab_size])
-    for layer in range(config.num_layers):
-        for kind in ("key", "value"):
-            present = builder.graph.node(f"present_{kind}.{layer}/TensorScatter").outputs[0]
-            builder.output(present, f"present_{kind}.{layer}", ir.DataType.FLOAT, _cache_shape(config))
+    scatters = dialect.cache == "scatter"
+    for layer, new in enumerate(news):
+        for kind, value in zip(KINDS, new, strict=True):
+            name = f"{'present' if scatters else 'new'}_{kind}.{layer}"
+            shape = _cache_shape(config, _capacity(dialect, context_length) if scatters else "sequence")
+            builder.output(value, name, DATA_TYPES[dialect.floats], shape)
     return builder.model({"nvlm.part": "decoder", CONTEXT_KEY: str(context_length)})
 
 
@@ -64,17 +85,32 @@ def rotary_tables(config: LanguageConfig, length: int) -> tuple[NDArray[np.float
     return np.cos(angles), np.sin(angles)
 
 
-def _cache_shape(config: LanguageConfig) -> list[int | str]:
-    return ["batch", config.num_kv_heads, "capacity", config.head_dim]
+def _capacity(dialect: Dialect, context_length: int) -> int | str:
+    return context_length if dialect.static_cache else "capacity"
+
+
+def _cache_shape(config: LanguageConfig, length: int | str) -> list[int | str]:
+    return ["batch", config.num_kv_heads, length, config.head_dim]
 
 
 def _embed(builder: GraphBuilder, config: LanguageConfig) -> ir.Value:
-    """Look token embeddings up and overwrite the placeholders' rows with visual tokens."""
+    """Look token embeddings up and put visual tokens into the placeholders' rows."""
     ids = builder.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-    visual = builder.input("visual_tokens", ir.DataType.FLOAT, ["visual", config.hidden_size])
-    index = builder.input("visual_index", ir.DataType.INT64, ["visual", 2])
+    given = builder.input("visual_tokens", ir.DataType.FLOAT, ["visual", config.hidden_size])
+    visual = builder.cast("language.visual", given, "fp32", builder.floats)
     rows = builder.embedding("language.embed_tokens", EMBEDDING, ids)
-    embeds: ir.Value = builder.op("language.embeddings", "ScatterND", [rows, index, visual])
+    if builder.dialect.visual == "scatter":
+        index = builder.input("visual_index", ir.DataType.INT64, ["visual", 2])
+        embeds: ir.Value = builder.op("language.embeddings", "ScatterND", [rows, index, visual])
+        return embeds
+    # -1 for text: it takes the first row, which is then not chosen.
+    index = builder.input("visual_rows", ir.DataType.INT64, ["batch", "sequence"])
+    zero = builder.constant("positions.0", np.int64(0))
+    found = builder.op("language.visual_index", "Max", [index, zero])
+    taken = builder.op("language.visual_rows", "Gather", [visual, found], axis=0)
+    is_text = builder.op("language.is_text", "Less", [index, zero])
+    mask = builder.op("language.text_mask", "Unsqueeze", [is_text, builder.integers(2)])
+    embeds = builder.op("language.embeddings", "Where", [mask, rows, taken])
     return embeds
 
 
@@ -85,19 +121,24 @@ def _inputs(
     past_B = builder.input("past_lengths", ir.DataType.INT32, ["batch"])
     new_B = builder.input("new_lengths", ir.DataType.INT32, ["batch"])
     builder.input("logit_positions", ir.DataType.INT64, ["batch", "positions"])
-    kinds = ("past_key", "past_value")
+    dtype = DATA_TYPES[builder.dialect.floats]
+    shape = _cache_shape(config, _capacity(builder.dialect, context_length))
     caches = [
-        [builder.input(f"{k}.{layer}", ir.DataType.FLOAT, _cache_shape(config)) for k in kinds]
+        [builder.input(f"past_{kind}.{layer}", dtype, shape) for kind in KINDS]
         for layer in range(config.num_layers)
     ]
     ids_BS, write_B = _token_positions(builder, past_B, context_length)
     cos, sin = rotary_tables(config, context_length)
+    visible = _visible(builder, ids_BS, write_B, new_B, caches[0][0])
     positions = _Positions(
-        ids_BS=ids_BS,
         write_B=write_B,
-        mask_B1SC=_mask(builder, ids_BS, write_B, new_B, caches[0][0]),
-        cos=builder.constant("language.rotary_cos", cos),
-        sin=builder.constant("language.rotary_sin", sin),
+        mask=attention_mask(builder, visible),
+        rotary=Rotary.of(
+            builder,
+            builder.floats_constant("language.rotary_cos", cos),
+            builder.floats_constant("language.rotary_sin", sin),
+            ids_BS,
+        ),
     )
     return positions, [(key, value) for key, value in caches]
 
@@ -119,23 +160,41 @@ def _token_positions(
     return builder.op("positions.ids", "Min", [raw_BS, last]), write_B
 
 
-def _mask(
+def _visible(
     builder: GraphBuilder, ids_BS: ir.Value, write_B: ir.Value, new_B: ir.Value, cache: ir.Value
 ) -> ir.Value:
-    """Boolean [B, 1, S, C]: causal, and nothing behind the row's last valid token."""
-    capacity = builder.op(
-        "mask.capacity", "Squeeze", [builder.op("mask.dims", "Shape", [cache], start=2, end=3)]
-    )
+    """Boolean [B, 1, S, L]: causal, and nothing behind the row's last valid token."""
+    op = builder.op
+    capacity = op("mask.capacity", "Squeeze", [op("mask.dims", "Shape", [cache], start=2, end=3)])
     zero, one = (builder.constant(f"positions.{n}", np.int64(n)) for n in (0, 1))
-    slots_C = builder.op("mask.slots", "Range", [zero, capacity, one])
-    query_B1S1 = builder.op("mask.query", "Unsqueeze", [ids_BS, builder.integers(1, 3)])
-    causal = builder.op("mask.causal", "LessOrEqual", [slots_C, query_B1S1])
-    new64_B = builder.op("mask.new", "Cast", [new_B], to=ir.DataType.INT64)
-    total_B = builder.op("mask.total", "Add", [write_B, new64_B])
-    total_B111 = builder.op("mask.end", "Unsqueeze", [total_B, builder.integers(1, 2, 3)])
-    valid = builder.op("mask.valid", "Less", [slots_C, total_B111])
-    mask: ir.Value = builder.op("mask", "And", [causal, valid])
+    slots_C = op("mask.slots", "Range", [zero, capacity, one])
+    new64_B = op("mask.new", "Cast", [new_B], to=ir.DataType.INT64)
+    if builder.dialect.cache == "scatter":
+        query_B1S1 = op("mask.query", "Unsqueeze", [ids_BS, builder.integers(1, 3)])
+        causal = op("mask.causal", "LessOrEqual", [slots_C, query_B1S1])
+        total_B = op("mask.total", "Add", [write_B, new64_B])
+        total_B111 = op("mask.end", "Unsqueeze", [total_B, builder.integers(1, 2, 3)])
+        valid = op("mask.valid", "Less", [slots_C, total_B111])
+        mask: ir.Value = op("mask", "And", [causal, valid])
+        return mask
+    past_B111 = op("mask.past", "Unsqueeze", [write_B, builder.integers(1, 2, 3)])
+    cached_B11C = op("mask.cached", "Less", [slots_C, past_B111])
+    # Only shapes are taken of the positions, so that both parts get the shape [B, 1, S, ...].
+    steps_S = _steps(builder)
+    steps_S1 = op("mask.steps", "Unsqueeze", [steps_S, builder.integers(1)])
+    causal_SS = op("mask.causal", "LessOrEqual", [steps_S, steps_S1])
+    new_B111 = op("mask.end", "Unsqueeze", [new64_B, builder.integers(1, 2, 3)])
+    recent_B1SS = op("mask.recent", "And", [causal_SS, op("mask.valid", "Less", [steps_S, new_B111])])
+    always_S1 = op("mask.always", "Equal", [steps_S1, steps_S1])
+    cached_B1SC = op("mask.cached_rows", "And", [cached_B11C, always_S1])
+    mask = op("mask", "Concat", [cached_B1SC, recent_B1SS], axis=-1)
     return mask
+
+
+def _steps(builder: GraphBuilder) -> ir.Value:
+    """0, 1, ... of the new tokens, int64 [S]."""
+    made = builder.graph.node("positions.steps/Range").outputs[0]
+    return made
 
 
 def _layer(
@@ -145,18 +204,19 @@ def _layer(
     x_BSD: ir.Value,
     past: tuple[ir.Value, ir.Value],
     positions: _Positions,
-) -> ir.Value:
-    name = f"language.layers.{layer}"
-    normed = _rms_norm(builder, config, f"{name}.input_norm", x_BSD)
-    mixed = _attention(builder, config, layer, normed, past, positions)
+) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+    """One layer's result, and what it has for the cache."""
+    name, floats = f"language.layers.{layer}", builder.floats
+    normed = rms_norm(builder, f"{name}.input_norm", x_BSD, config.norm_eps, floats)
+    mixed, new = _attention(builder, config, layer, normed, past, positions)
     x_BSD = builder.op(f"{name}.attention.sum", "Add", [x_BSD, mixed])
-    normed = _rms_norm(builder, config, f"{name}.post_attention_norm", x_BSD)
-    gate = builder.op(f"{name}.mlp.silu", "Swish", [builder.linear(f"{name}.mlp.gate_proj", normed)])
+    normed = rms_norm(builder, f"{name}.post_attention_norm", x_BSD, config.norm_eps, floats)
+    gate = swish(builder, f"{name}.mlp.silu", builder.linear(f"{name}.mlp.gate_proj", normed))
     hidden = builder.op(f"{name}.mlp.gated", "Mul", [gate, builder.linear(f"{name}.mlp.up_proj", normed)])
     total: ir.Value = builder.op(
         f"{name}.mlp.sum", "Add", [x_BSD, builder.linear(f"{name}.mlp.down_proj", hidden)]
     )
-    return total
+    return total, new
 
 
 def _attention(
@@ -166,32 +226,33 @@ def _attention(
     x_BSD: ir.Value,
     past: tuple[ir.Value, ir.Value],
     positions: _Positions,
-) -> ir.Value:
-    """Write the new keys and values into the cache, then attend to it."""
-    name = f"language.layers.{layer}.attention"
+) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+    """Attend to the cache and to the new keys and values, and return what the cache gets."""
+    name, op, heads = f"language.layers.{layer}.attention", builder.op, _heads(config)
 
-    def heads(kind: str, count: int) -> ir.Value:
+    def projected(kind: str, count: int) -> ir.Value:
         flat = builder.linear(f"{name}.{kind}_proj", x_BSD, bias=config.qkv_bias)
-        shape = builder.integers(0, 0, count, config.head_dim)
-        split = builder.op(f"{name}.{kind}.split", "Reshape", [flat, shape])
-        value: ir.Value = builder.op(f"{name}.{kind}.heads", "Transpose", [split], perm=[0, 2, 1, 3])
-        return value
+        return split_heads(builder, f"{name}.{kind}", flat, count, config.head_dim)
 
-    def rotate(kind: str, x: ir.Value) -> ir.Value:
-        inputs = [x, positions.cos, positions.sin, positions.ids_BS]
-        value: ir.Value = builder.op(f"{name}.{kind}.rotated", "RotaryEmbedding", inputs)
-        return value
+    rotary = positions.rotary
+    q_BHSK = rotate(builder, f"{name}.q.rotated", projected("q", heads.queries), rotary, heads.size)
+    k_BGSK = rotate(builder, f"{name}.k.rotated", projected("k", heads.kv), rotary, heads.size)
+    v_BGSK = projected("v", heads.kv)
+    if builder.dialect.cache == "scatter":
+        write = positions.write_B
+        keys = op(f"present_key.{layer}", "TensorScatter", [past[0], k_BGSK, write], axis=-2)
+        values = op(f"present_value.{layer}", "TensorScatter", [past[1], v_BGSK, write], axis=-2)
+        new = keys, values
+    else:
+        keys = op(f"{name}.k.all", "Concat", [past[0], k_BGSK], axis=2)
+        values = op(f"{name}.v.all", "Concat", [past[1], v_BGSK], axis=2)
+        new = k_BGSK, v_BGSK
+    mixed = attention(builder, name, (q_BHSK, keys, values), heads, positions.mask)
+    return builder.linear(f"{name}.o_proj", join_heads(builder, name, mixed, config.q_size)), new
 
-    q_BHSK = rotate("q", heads("q", config.num_heads))
-    k_BGSK = rotate("k", heads("k", config.num_kv_heads))
-    v_BGSK = heads("v", config.num_kv_heads)
-    write = positions.write_B
-    keys = builder.op(f"present_key.{layer}", "TensorScatter", [past[0], k_BGSK, write], axis=-2)
-    values = builder.op(f"present_value.{layer}", "TensorScatter", [past[1], v_BGSK, write], axis=-2)
-    mixed = builder.op(name, "Attention", [q_BHSK, keys, values, positions.mask_B1SC])
-    joined = builder.op(f"{name}.joined", "Transpose", [mixed], perm=[0, 2, 1, 3])
-    flat = builder.op(f"{name}.flat", "Reshape", [joined, builder.integers(0, 0, config.q_size)])
-    return builder.linear(f"{name}.o_proj", flat)
+
+def _heads(config: LanguageConfig) -> Heads:
+    return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
 def _logits(builder: GraphBuilder, config: LanguageConfig, x_BSD: ir.Value) -> ir.Value:
@@ -199,10 +260,6 @@ def _logits(builder: GraphBuilder, config: LanguageConfig, x_BSD: ir.Value) -> i
     wanted = next(v for v in builder.graph.inputs if v.name == "logit_positions")
     index = builder.op("logits.index", "Unsqueeze", [wanted, builder.integers(2)])
     x_BPD = builder.op("logits.hidden", "GatherND", [x_BSD, index], batch_dims=1)
-    return builder.linear("language.lm_head", _rms_norm(builder, config, "language.norm", x_BPD))
-
-
-def _rms_norm(builder: GraphBuilder, config: LanguageConfig, name: str, x: ir.Value) -> ir.Value:
-    weight = builder.parameter(f"{name}.weight")
-    value: ir.Value = builder.op(name, "RMSNormalization", [x, weight], axis=-1, epsilon=config.norm_eps)
-    return value
+    return builder.linear(
+        "language.lm_head", rms_norm(builder, "language.norm", x_BPD, config.norm_eps, builder.floats)
+    )

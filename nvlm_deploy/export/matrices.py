@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nvlm_deploy.errors import NvlmError
@@ -82,11 +83,6 @@ class Matrix:
             for start in range(0, rows, step):
                 yield read_float32(self.weights, name, start, min(rows, start + step))
 
-    def stored_chunks(self) -> Iterator[Array]:
-        """Yield all rows of a matrix that is stored as floats, in its storage type."""
-        for chunk_NK in self.float_chunks():
-            yield self._to_fp16(chunk_NK) if self.storage.format == "fp16" else chunk_NK
-
     def quantized_chunks(self) -> Iterator[QuantizedMatrix]:
         """Yield all rows quantized; keeps scales and zero points until `take_small` asks for them."""
         scales, zero_points = [], []
@@ -135,14 +131,6 @@ class Matrix:
                 pass
         return self._small.pop(role)
 
-    def _to_fp16(self, chunk_NK: NDArray[np.float32]) -> NDArray[np.float16]:
-        if chunk_NK.size and float(np.abs(chunk_NK).max()) > float(np.finfo(np.float16).max):
-            raise NvlmError(
-                f"{' + '.join(self.names)} holds values that are too large for FP16",
-                hint="store it as fp32: add it to the recipe's 'keep' with 'format: fp32'",
-            )
-        return chunk_NK.astype(np.float16)
-
 
 def stacked(matrices: list[Matrix]) -> Matrix | None:
     """Stack matrices along N if they are stored alike and have equal columns, else return None."""
@@ -170,3 +158,18 @@ def read_float32(weights: WeightReader, name: str, start: int, stop: int) -> NDA
 
     array: NDArray[np.float32] = weights.read_rows(name, start, stop, torch.float32).numpy()
     return array
+
+
+def to_float_type(values: NDArray[Any], dtype: ir.DataType, name: str) -> Array:
+    """Round floats to another type.
+
+    Raises:
+        NvlmError: a value is too large for FP16.
+    """
+    largest = float(np.finfo(np.float16).max)
+    if dtype == ir.DataType.FLOAT16 and values.size and float(np.abs(values).max()) > largest:
+        raise NvlmError(
+            f"{name} holds values that are too large for FP16",
+            hint="store it as fp32: add it to the recipe's 'keep' with 'format: fp32'",
+        )
+    return values.astype(dtype.numpy(), copy=False)

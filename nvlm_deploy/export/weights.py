@@ -11,7 +11,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nvlm_deploy.export.matrices import Array, Matrix, WeightReader, code_reader, read_float32
+from nvlm_deploy.export.matrices import (
+    Array,
+    Matrix,
+    WeightReader,
+    code_reader,
+    read_float32,
+    to_float_type,
+)
 from nvlm_deploy.quantization.plan import QuantizationPlan, Storage
 from nvlm_deploy.quantization.rtn import QuantizedMatrix, pack_nibbles
 
@@ -37,9 +44,10 @@ class StreamedTensor(ir.LazyTensor):
         self._chunks, self.key, self.matrix = chunks, key, matrix
 
     def byte_chunks(self) -> Iterator[Array]:
-        """Yield contiguous arrays whose bytes, one after the other, are the tensor's."""
+        """Yield arrays of bytes which, one after the other, are the tensor's."""
         for chunk in self._chunks():
-            yield np.ascontiguousarray(chunk)
+            # Types that NumPy has from elsewhere (bfloat16) have no buffer of their own.
+            yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
 
     def _whole(self) -> ir.TensorProtocol:
         shape = self.shape.numpy()
@@ -70,27 +78,38 @@ class WeightSource:
         scale = code_reader(self.weights).pre_quant_scale(name)
         return None if scale is None else scale.numpy()
 
-    def small(self, name: str, shape: tuple[int, ...] | None = None) -> StreamedTensor:
-        """Return a parameter that stays FP32, reshaped if `shape` is given."""
+    def small(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> StreamedTensor:
+        """Return a parameter that no recipe is about as `dtype`, reshaped if `shape` is given."""
 
         def chunks() -> Iterator[Array]:
-            yield read_float32(self.weights, name, 0, self.weights.shape(name)[0])
+            values = read_float32(self.weights, name, 0, self.weights.shape(name)[0])
+            yield to_float_type(values, dtype, name)
 
-        return StreamedTensor(ir.DataType.FLOAT, shape or self.weights.shape(name), chunks, ("fp32", name))
+        return StreamedTensor(dtype, shape or self.weights.shape(name), chunks, (dtype, name))
 
 
-def float_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
-    """Lay a float matrix out as [N, K], or transposed as [K, N], in its storage type."""
+def float_layout(matrix: Matrix, *, transposed: bool, dtype: ir.DataType | None = None) -> StreamedTensor:
+    """Lay a float matrix out as [N, K], or transposed as [K, N]: as `dtype`, or in its storage type."""
+    stored = ir.DataType.FLOAT16 if matrix.storage.format == "fp16" else ir.DataType.FLOAT
+    dtype = stored if dtype is None else dtype
+
+    def typed() -> Iterator[Array]:
+        for chunk_NK in matrix.float_chunks():
+            yield to_float_type(chunk_NK, dtype, " + ".join(matrix.names))
 
     def chunks() -> Iterator[Array]:
         if transposed:
-            yield np.concatenate(list(matrix.stored_chunks())).T
+            yield np.concatenate(list(typed())).T
         else:
-            yield from matrix.stored_chunks()
+            yield from typed()
 
-    dtype = ir.DataType.FLOAT16 if matrix.storage.format == "fp16" else ir.DataType.FLOAT
     shape = (matrix.columns, matrix.rows) if transposed else (matrix.rows, matrix.columns)
-    return StreamedTensor(dtype, shape, chunks, matrix.content_key("floats", transposed), matrix)
+    return StreamedTensor(dtype, shape, chunks, matrix.content_key("floats", transposed, dtype), matrix)
 
 
 def code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
@@ -109,16 +128,17 @@ def code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
     )
 
 
-def scale_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
-    """Lay scales out as [N, J] or [J, N]: float16, or float32 as in a quantized checkpoint."""
-    dtype = ir.DataType.FLOAT if matrix.storage.algorithm else ir.DataType.FLOAT16
+def scale_layout(matrix: Matrix, *, transposed: bool, dtype: ir.DataType | None = None) -> StreamedTensor:
+    """Lay scales out as [N, J] or [J, N]: float16, or float32 as in a quantized checkpoint, or `dtype`."""
+    stored = ir.DataType.FLOAT if matrix.storage.algorithm else ir.DataType.FLOAT16
+    dtype = stored if dtype is None else dtype
 
     def chunks() -> Iterator[Array]:
-        scales_NJ = matrix.take_small("scales")
+        scales_NJ = to_float_type(matrix.take_small("scales"), dtype, " + ".join(matrix.names))
         yield scales_NJ.T if transposed else scales_NJ
 
     shape = (matrix.groups, matrix.rows) if transposed else (matrix.rows, matrix.groups)
-    key = matrix.content_key("scales", transposed)
+    key = matrix.content_key("scales", transposed, dtype)
     return StreamedTensor(dtype, shape, chunks, key, matrix)
 
 
@@ -135,14 +155,15 @@ def whole_code_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:
     return StreamedTensor(dtype, shape, chunks, key, matrix)
 
 
-def row_scale_layout(matrix: Matrix, *shape: int) -> StreamedTensor:
-    """Lay the scales of a format without groups out: float32, one a row, or in the shape () one for all."""
+def row_scale_layout(matrix: Matrix, *shape: int, dtype: ir.DataType = ir.DataType.FLOAT) -> StreamedTensor:
+    """Lay the scales of a format without groups out: one a row, or in the shape () one for all."""
 
     def chunks() -> Iterator[Array]:
         _, scales_N1 = matrix.codes()
-        yield scales_N1 if shape else scales_N1[:1]
+        yield to_float_type(scales_N1 if shape else scales_N1[:1], dtype, " + ".join(matrix.names))
 
-    return StreamedTensor(ir.DataType.FLOAT, shape, chunks, matrix.content_key("row scales", shape), matrix)
+    key = matrix.content_key("row scales", shape, dtype)
+    return StreamedTensor(dtype, shape, chunks, key, matrix)
 
 
 def zero_point_layout(matrix: Matrix, *, transposed: bool) -> StreamedTensor:

@@ -80,7 +80,7 @@ class _DataFile:
         self._write(name, bytes(offset - self.written))
         if isinstance(tensor, StreamedTensor):
             for chunk in tensor.byte_chunks():
-                self._write(name, chunk.data.cast("B"))
+                self._write(name, chunk.data)
         else:
             self._write(name, tensor.tobytes())
         assert self.written == offset + tensor.nbytes, f"{name}: bytes do not match the declared shape"

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nvlm_deploy.backends.onnxruntime.rewrite import Inserter, Linear, match_linear, replace
-from nvlm_deploy.export.graph import add_initializer
+from nvlm_deploy.export.initializers import add_initializer
 from nvlm_deploy.export.matrices import Array, stacked
 from nvlm_deploy.export.weights import StreamedTensor
 

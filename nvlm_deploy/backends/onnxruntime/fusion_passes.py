@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from nvlm_deploy.backends.onnxruntime.layouts import row_codes
 from nvlm_deploy.backends.onnxruntime.rewrite import Inserter, match_linear, match_matrix, replace
-from nvlm_deploy.export.graph import add_initializer
+from nvlm_deploy.export.initializers import add_initializer
 from nvlm_deploy.export.matrices import Matrix
 from nvlm_deploy.export.weights import float_layout
 

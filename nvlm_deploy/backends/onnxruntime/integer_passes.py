@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nvlm_deploy.backends.onnxruntime.rewrite import Inserter, replace
-from nvlm_deploy.export.graph import add_initializer
+from nvlm_deploy.export.initializers import add_initializer
 
 _MIDDLE = 128
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from nvlm_deploy.backends.onnxruntime.layouts import block_codes, packed_zero_points, unsigned_columns
-from nvlm_deploy.export.graph import add_initializer
+from nvlm_deploy.export.initializers import add_initializer
 from nvlm_deploy.export.matrices import Matrix
 from nvlm_deploy.export.weights import (
     StreamedTensor,

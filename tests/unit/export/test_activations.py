@@ -14,6 +14,7 @@ import torch
 from nvlm_deploy.backends.onnxruntime.integer_passes import LowerStaticInt8
 from nvlm_deploy.config.recipe import ActivationType
 from nvlm_deploy.export.activations import QuantizedInputs
+from nvlm_deploy.export.dialect import Dialect
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.quantization import Storage
 from nvlm_deploy.quantization.formats import fake_quantize_fp8, fake_quantize_int8, fake_quantize_nvfp4
@@ -39,7 +40,7 @@ def graph(activations: ActivationType, scale: float, pre_quant_scale_K: np.ndarr
         input_scale=lambda name: scale,
         pre_quant_scale=lambda name: pre_quant_scale_K,
     )
-    builder = GraphBuilder("test", source, 21)  # type: ignore[arg-type]
+    builder = GraphBuilder("test", source, Dialect(21))  # type: ignore[arg-type]
     x = builder.input("x", ir.DataType.FLOAT, ["batch", "rows", K])
     rounded = QuantizedInputs(builder).quantized("linear.weight", x)
     builder.output(rounded, "y", ir.DataType.FLOAT, ["batch", "rows", K])

@@ -11,7 +11,9 @@ import pytest
 from nvlm_deploy.checkpoint import ModelWeights
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export import build_decoder, write_model
+from nvlm_deploy.export.dialect import Dialect
 from nvlm_deploy.export.graph import GraphBuilder
+from nvlm_deploy.export.initializers import add_initializer
 from nvlm_deploy.export.matrices import Matrix, stacked
 from nvlm_deploy.export.weights import StreamedTensor, WeightSource, code_layout, float_layout, scale_layout
 from nvlm_deploy.quantization import Storage, dequantize, quantize
@@ -22,9 +24,9 @@ NAME = "language.layers.0.mlp.down_proj.weight"
 
 
 def graph_with(weights: ModelWeights, plan: object, *tensors: StreamedTensor) -> ir.Model:
-    builder = GraphBuilder("test", WeightSource(weights, plan), 24)  # type: ignore[arg-type]
+    builder = GraphBuilder("test", WeightSource(weights, plan), Dialect(24))  # type: ignore[arg-type]
     for index, tensor in enumerate(tensors):
-        builder._add(f"tensor.{index}", tensor)
+        add_initializer(builder.graph, f"tensor.{index}", tensor)
     return builder.model({})
 
 
