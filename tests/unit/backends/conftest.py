@@ -56,10 +56,12 @@ def model(tiny_checkpoint: Path) -> NvlmD:
 def build(weights: ModelWeights, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds an engine of the tiny checkpoint; the same one again is not built again."""
     built: dict[str, Path] = {}
+    kept: list[ModelWeights] = []  # so that no other object gets the identity that is in a key
 
     def make(source: ModelWeights = weights, parts: dict[str, Form] | None = None, **form: Any) -> Path:
         key = repr((id(source), sorted(form.items()), parts))
         if key not in built:
+            kept.append(source)
             built[key] = tmp_path_factory.mktemp("engine")
             plan = plan_for(source, form, parts)
             build_engine(source, source.reader.config, plan, EngineSettings(CONTEXT), built[key])
