@@ -89,9 +89,11 @@ def engine(
         return
     with progress_bars() as progress:
         result = build_engine_bundle(plan, progress)
-        released = None if no_verify else against or plan.released
+        released = None if no_verify or not plan.verifiable_here else against or plan.released
         report = _verify(result.bundle, released, device, progress) if released is not None else None
-    if released is None and not no_verify:
+    if not plan.verifiable_here:
+        note("not verified: its graphs are compiled for a GPU, and were checked before that")
+    elif released is None and not no_verify:
         note("not verified: give --against the released checkpoint")
     if as_json:
         print_json({**result.to_dict(), "verification": report.summary() if report else None})

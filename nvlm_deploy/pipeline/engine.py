@@ -5,13 +5,19 @@ from __future__ import annotations
 import platform
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import nvlm_deploy
-from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
+from nvlm_deploy.backends.makers import EngineSettings
+from nvlm_deploy.calibration import load_samples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.config.calibration import read_calibration_set
 from nvlm_deploy.config.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -20,6 +26,7 @@ from nvlm_deploy.config.manifest import (
     collect_files,
 )
 from nvlm_deploy.config.strict_json import to_json
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.pipeline.atomic import atomic_directory
 from nvlm_deploy.pipeline.measured import PREDICTION_KEY, BuildMeter, prediction_and_measurement
 from nvlm_deploy.pipeline.plan import EnginePlan
@@ -27,6 +34,10 @@ from nvlm_deploy.pipeline.quantize import quantize_checkpoint
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.record import QuantizationRecord
+
+# What a 16-bit tower is tried with before its engine is written; the 6B tower takes minutes a tile.
+_TRIED_SAMPLES = 8
+_TRIED_TILES = 4
 
 # What a bundle's contents depend on.
 _TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "pillow", "tokenizers", "torch")
@@ -62,11 +73,11 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
     weights, record = _weights(plan, progress)
     with atomic_directory(plan.output) as work:
         _copy_files(plan, work)
-        sections = build_engine(
+        sections = plan.maker.build_engine(
             weights,
             plan.config,
             plan.quantization,
-            EngineSettings(plan.context),
+            EngineSettings(plan.context, plan.target, partial(_tiles, plan)),
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
@@ -84,6 +95,19 @@ def _weights(plan: EnginePlan, progress: ProgressCallback) -> tuple[ModelWeights
         weights = open_weights(quantize_checkpoint(plan.quantize, progress).checkpoint)
     quantized = isinstance(weights, QuantizedWeights)
     return weights, QuantizationRecord.read(weights.reader.directory) if quantized else None
+
+
+def _tiles(plan: EnginePlan) -> NDArray[np.uint8]:
+    """A few tiles of the calibration set, uint8 [T, I, I, 3]: of each image the first and the last."""
+    spec, directory = read_calibration_set(plan.calibration, [f"count={_TRIED_SAMPLES}"])
+    samples = load_samples(spec, plan.config, plan.tokenizer, directory)
+    ends = [sample.tiles[[0, -1]] for sample in samples if len(sample.tiles)]
+    if not ends:
+        raise NvlmError(
+            f"calibration set '{plan.calibration}' begins with {_TRIED_SAMPLES} samples without an image",
+            hint="a 16-bit vision tower is tried with images: choose a set that has some",
+        )
+    return np.concatenate(ends)[:_TRIED_TILES]
 
 
 def _copy_files(plan: EnginePlan, work: Path) -> None:
@@ -112,7 +136,7 @@ def _manifest(
         target=plan.target.model_dump(mode="json"),
         checkpoint_fingerprint=record.fingerprint if record else plan.weights.reader.fingerprint(),
         quantization=record.summary() if record else None,
-        tool_versions=_tool_versions(),
+        tool_versions={**_tool_versions(), **plan.maker.tools()},
         context=plan.context,
         tiler=TilerSettings(
             tile_size=config.tile_size,
