@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo test test-unit test-integration test-memory lint format bench clean
+.PHONY: help setup demo test test-unit test-integration test-memory lint format bench bench-plans clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots]'
+	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots,tensorrt-rtx]'
 	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
@@ -62,6 +62,9 @@ lint: $(READY) ## Check style and types.
 format: $(READY) ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-plans: $(READY) ## Compile TensorRT-RTX plans of a realistic shape for four GPUs; ten minutes, 6 GB of memory.
+	$(BIN)/nvlm-bench plans
 
 bench: $(READY) ## Measure prefill and decode against transformers; prints a table.
 	$(BIN)/nvlm-bench shapes
