@@ -81,14 +81,20 @@ def require_space(place: Path, needed: int, what: str) -> None:
     Raises:
         UnsuitableError: they do not; says that `what` take them.
     """
-    existing = next(path for path in (place, *place.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(place)
     if free < needed:
         raise UnsuitableError(
-            f"the disk that holds {existing} has {free / 1e9:.2f} GB free, and {what} take "
+            f"the disk that holds {place} has {free / 1e9:.2f} GB free, and {what} take "
             f"{needed / 1e9:.2f} GB",
             hint="free some space or choose an output on another disk",
         )
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes on the disk that will hold `place`."""
+    return shutil.disk_usage(
+        next(path for path in (place, *place.absolute().parents) if path.exists())
+    ).free
 
 
 def remove_stale(output: Path) -> None:

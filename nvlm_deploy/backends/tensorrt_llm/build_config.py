@@ -137,6 +137,8 @@ def arguments(settings: LlmBuildSettings, interface: Interface) -> BuildArgument
         "max_num_tokens": settings.max_num_tokens,
         "max_prompt_embedding_table_size": settings.max_prompt_embedding_table_size,
         "strongly_typed": True,
+        # The default is a file in the working directory.
+        "output_timing_cache": None,
     }
     plugin: dict[str, Any] = {
         "dtype": settings.dtype,

@@ -1,0 +1,104 @@
+"""Stage: checkpoint -> build kit, for engines that can be compiled on their device alone.
+
+Everything that needs no GPU is done here: quantization, graphs, the TensorRT-LLM checkpoint, tokenizer, and
+what the reference makes of a few questions. A run that was stopped goes on behind its last finished piece.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nvlm_deploy.backends.kit_parts import KitWriter, Parallel, plan_parts
+from nvlm_deploy.backends.makers import EngineSettings
+from nvlm_deploy.config.kit import KIT_NAME, KIT_VERSION, BuildKit, KitPart
+from nvlm_deploy.config.manifest import collect_files
+from nvlm_deploy.config.strict_json import from_json, to_json
+from nvlm_deploy.pipeline.engine import copy_files, prepared_weights, settled_manifest, tried_tiles
+from nvlm_deploy.pipeline.kit_page import kit_page
+from nvlm_deploy.pipeline.kit_probes import PROBE_STAGE, make_probes
+from nvlm_deploy.pipeline.plan import EnginePlan
+from nvlm_deploy.pipeline.resumable import resumable_directory
+from nvlm_deploy.pipeline.verify_kit import PROBES_FOLDER
+from nvlm_deploy.progress import ProgressCallback, no_progress
+
+README_NAME = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class KitOptions:
+    """parallel: ranks of the language model. reference: the checkpoint in full precision that probes are made
+    with; None leaves them out. device: where it computes."""
+
+    parallel: Parallel = Parallel()
+    reference: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class KitResult:
+    """A finished kit."""
+
+    directory: Path
+    kit: BuildKit
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A structure of plain types for JSON."""
+        return {"kit": str(self.directory), "seconds": round(self.seconds, 3), **to_json(self.kit)}
+
+
+def write_kit(
+    plan: EnginePlan, options: KitOptions, progress: ProgressCallback = no_progress
+) -> KitResult:
+    """Run `plan` as far as it goes without its device. The kit appears at `plan.output` whole or not at all.
+
+    Raises:
+        UsageError: the output exists.
+        UnsuitableError: the release of TensorRT-LLM cannot carry the checkpoint.
+        NvlmError: the disk is full, or a tensor cannot be stored as planned.
+    """
+    start = time.perf_counter()
+    weights, record = prepared_weights(plan, progress)
+    manifest = settled_manifest(plan, record)
+    writers = plan_parts(weights, plan.config, plan.quantization, _settings(plan), options.parallel)
+    key = {"manifest": to_json(manifest), "parts": [writer.key for writer in writers], "of": _probes_key(options)}
+    with resumable_directory(plan.output, key) as work:
+        copy_files(plan, work.result)
+        parts = []
+        for number, writer in enumerate(writers):
+            note = work.finished(number)
+            if note is None:
+                note = to_json(_write_part(writer, work.result, progress))
+                work.finish(number, note)
+            parts.append(from_json(KitPart, note, f"{KIT_NAME}: {writer.part}"))
+        if options.reference is not None and work.finished(len(writers)) is None:
+            folder = work.result / PROBES_FOLDER
+            make_probes(folder, options.reference, options.device, progress)
+            work.finish(len(writers), {"stage": PROBE_STAGE})
+        kit = BuildKit(KIT_VERSION, manifest, tuple(parts), options.reference is not None, ())
+        (work.result / README_NAME).write_text(kit_page(kit), encoding="utf-8")
+        kit = replace(kit, files=collect_files(work.result, progress))
+        kit.write(work.result)
+    if plan.quantize is not None:
+        shutil.rmtree(plan.quantize.output)
+    return KitResult(plan.output, kit, time.perf_counter() - start)
+
+
+def _write_part(writer: KitWriter, result: Path, progress: ProgressCallback) -> KitPart:
+    return writer.write(result, lambda part, piece, done, total: progress(part, done, total))
+
+
+def _settings(plan: EnginePlan) -> EngineSettings:
+    tiles: Callable[[], Any] = lambda: tried_tiles(plan)
+    return EngineSettings(plan.context, plan.target, tiles)
+
+
+def _probes_key(options: KitOptions) -> str | None:
+    return None if options.reference is None else str(options.reference.absolute())
+
+

@@ -1,0 +1,197 @@
+"""The parts of a build kit: what is written without a GPU, and what the device's compilers are told.
+
+TensorRT compiles the vision graph in either kind of kit; the language model is another graph for it, or a
+checkpoint for TensorRT-LLM.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
+from nvlm_deploy.backends.tensorrt.engine import PartGraph, describe, part_graphs
+from nvlm_deploy.backends.tensorrt_llm.build_config import TOKENS_PER_BLOCK, EngineLimits
+from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.config.kit import KitPart
+from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.target import Target
+from nvlm_deploy.errors import UsageError
+from nvlm_deploy.export import write_model
+from nvlm_deploy.export.tensorrt_llm import Parallel
+from nvlm_deploy.pipeline.export import ExportRequest
+from nvlm_deploy.pipeline.export_tensorrt_llm import DEFAULT_DTYPE, plan_tensorrt_llm
+from nvlm_deploy.planner import Parallel as PlannedParallel
+from nvlm_deploy.planner import Workload
+from nvlm_deploy.planner.memory import rank_memory
+from nvlm_deploy.quantization.plan import QuantizationPlan
+
+CHECKPOINT_FOLDER = "llm"
+# Releases of TensorRT-LLM, by the beginning of their versions, and the checkpoints that they read.
+_CHECKPOINTS = {"0.12": "0.12-jetson", "1.": "1.2"}
+
+
+class KitWriter(Protocol):
+    """Writes one part of a kit."""
+
+    @property
+    def part(self) -> Literal["vision", "llm"]:
+        """Which part."""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the part depends on beside the manifest, in plain types."""
+
+    def write(self, directory: Path, progress: BuildProgress) -> KitPart:
+        """Write the part's files into the kit in `directory`; describe it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphWriter:
+    """A graph that TensorRT compiles."""
+
+    graph: PartGraph
+    config: NvlmConfig
+    target: Target
+    context: int
+
+    @property
+    def part(self) -> Literal["vision", "llm"]:
+        return self.graph.part
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"part": self.part, "opset": self.graph.dialect.opset, **self.graph.notes}
+
+    def write(self, directory: Path, progress: BuildProgress) -> KitPart:
+        """Write the graph, with its weights beside it."""
+        section = describe(self.graph, self.config, self.context)
+        output = str(section["model"])
+        source = str(Path(output).with_suffix(".onnx"))
+        path = directory / source
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_model(
+            self.graph.model, path, lambda name, done, total: progress(self.part, name, done, total)
+        )
+        job = self.graph.job("tensorrt", self.target, Path(source), Path(output))
+        made = {"library": "tensorrt", "sm": self.target.sm, **self.graph.notes}
+        described = {**section, "backend": "tensorrt", "plan": made}
+        return KitPart(self.part, "tensorrt", source, output, asdict(job), described)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWriter:
+    """A TensorRT-LLM checkpoint of all ranks."""
+
+    checkpoint: Path
+    config: NvlmConfig
+    parallel: Parallel
+    version: str
+    limits: EngineLimits
+    reserved_bytes: int
+
+    @property
+    def part(self) -> Literal["vision", "llm"]:
+        return "llm"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"part": "llm", "version": self.version, **asdict(self.parallel), **asdict(self.limits)}
+
+    def write(self, directory: Path, progress: BuildProgress) -> KitPart:
+        """Write `config.json` and one file for each rank."""
+        output = directory / CHECKPOINT_FOLDER
+        if output.exists():
+            # Complete, but a run was killed before it could say so: it is cheaper to write it again than to
+            # trust it.
+            shutil.rmtree(output)
+        options = {"tp": self.parallel.tp, "pp": self.parallel.pp, "version": release_name(self.version)}
+        plan = plan_tensorrt_llm(ExportRequest(self.checkpoint, output, options))
+        plan.run(lambda stage, done, total: progress("llm", stage, done, total))
+        return KitPart(
+            "llm",
+            "tensorrt_llm",
+            CHECKPOINT_FOLDER,
+            CHECKPOINT_FOLDER,
+            {"version": self.version, "limits": asdict(self.limits)},
+            self._section(),
+        )
+
+    def _section(self) -> dict[str, Any]:
+        language, limits = self.config.language, self.limits
+        blocks = -(-limits.context // TOKENS_PER_BLOCK)
+        return {
+            "engine": CHECKPOINT_FOLDER,
+            "context_length": limits.context,
+            "hidden_size": language.hidden_size,
+            "vocab_size": language.vocab_size,
+            "dtype": DEFAULT_DTYPE,
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "kv_cache": {
+                "max_tokens": blocks * TOKENS_PER_BLOCK * limits.max_batch,
+                "tokens_per_block": TOKENS_PER_BLOCK,
+                "reserved_bytes": self.reserved_bytes,
+            },
+        }
+
+
+def plan_parts(
+    weights: ModelWeights,
+    config: NvlmConfig,
+    quantization: QuantizationPlan,
+    settings: EngineSettings,
+    parallel: Parallel,
+) -> tuple[KitWriter, ...]:
+    """Return the writers of a kit's parts; weights stay lazy.
+
+    Raises:
+        UsageError: ranks are asked for that the backend does not have, or heads or layers do not divide.
+    """
+    target = settings.target
+    assert target is not None, "kits are made for a target"
+    context = settings.context_length
+    graphs = part_graphs("tensorrt", weights, config, quantization, settings)
+    writers: list[KitWriter] = [GraphWriter(graph, config, target, context) for graph in graphs]
+    if target.backend != "tensorrt_llm":
+        check_ranks(target, parallel)
+        return tuple(writers)
+    parallel.check(config.language)
+    limits = engine_limits(config, target, context)
+    planned = PlannedParallel(parallel.tp, parallel.pp)
+    load = Workload(config.max_tiles, context, target.limits.max_batch)
+    memory = rank_memory(config, quantization, target, planned, load)
+    reserved = memory.vision_activations + memory.workspace
+    version = str({**target.versions}["tensorrt_llm"])
+    checkpoint = CheckpointWriter(
+        weights.reader.directory, config, parallel, version, limits, reserved
+    )
+    return (writers[0], checkpoint)
+
+
+def engine_limits(config: NvlmConfig, target: Target, context: int) -> EngineLimits:
+    """What a TensorRT-LLM engine is built for: one image of the most tiles, and its thumbnail, per request."""
+    return EngineLimits(
+        max_batch=target.limits.max_batch,
+        context=context,
+        max_tiles=config.max_tiles + (config.max_tiles > 1 and config.use_thumbnail),
+        tokens_per_tile=config.visual_tokens_per_tile,
+        max_num_tokens=target.limits.max_num_tokens,
+    )
+
+
+def check_ranks(target: Target, parallel: Parallel) -> None:
+    """Raise UsageError if several ranks are asked of a backend that has one."""
+    if parallel.world_size > 1:
+        raise UsageError(
+            f"{target.backend} engines run on one device", hint="--tp and --pp are for TensorRT-LLM"
+        )
+
+
+def release_name(version: str) -> str:
+    """Name of the checkpoint format that a TensorRT-LLM version reads: `1.2` for 1.2.1."""
+    found: Mapping[str, str] = {begin: name for begin, name in _CHECKPOINTS.items() if version.startswith(begin)}
+    return next(iter(found.values()), version)
