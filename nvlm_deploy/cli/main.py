@@ -10,6 +10,11 @@ BUILD = LazyGroup(
     "nvlm-build",
     {
         "engine": Verb("nvlm_deploy.cli.engine", "engine", "Build the engine bundle of a checkpoint."),
+        "plan": Verb(
+            "nvlm_deploy.cli.plan",
+            "plan",
+            "Predict size, memory and speed of an engine, and whether it fits.",
+        ),
         "quantize": Verb(
             "nvlm_deploy.cli.quantize",
             "quantize",
