@@ -39,6 +39,9 @@ BUILD = LazyGroup(
         ),
         "recipes": Verb("nvlm_deploy.cli.recipes", "recipes", "List the recipes, or show one."),
         "targets": Verb("nvlm_deploy.cli.targets", "targets", "List the targets, or show one."),
+        "doctor": Verb(
+            "nvlm_deploy.cli.doctor", "doctor", "Look at this machine: what is there, and what does not fit."
+        ),
         "calibration": Verb(
             "nvlm_deploy.cli.calibration", "calibration", "List the calibration sets, or show one."
         ),

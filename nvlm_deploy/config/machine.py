@@ -24,7 +24,7 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
 # Jetsons are named by their chip; its GPU's compute capability stands in NVIDIA's table of GPUs.
-_TEGRA_SM = {"nvidia,tegra194": 72, "nvidia,tegra234": 87, "nvidia,tegra264": 110}
+TEGRA_SM = {"nvidia,tegra194": 72, "nvidia,tegra234": 87, "nvidia,tegra264": 110}
 _DEVICE_TREE = Path("proc/device-tree/compatible")
 _QUERY = ("nvidia-smi", "--query-gpu=compute_cap,driver_version", "--format=csv,noheader")
 _TIMEOUT_S = 20
@@ -108,4 +108,4 @@ def tegra_sm(root: Path) -> int | None:
         names = (root / _DEVICE_TREE).read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    return next((_TEGRA_SM[name] for name in names if name in _TEGRA_SM), None)
+    return next((TEGRA_SM[name] for name in names if name in TEGRA_SM), None)

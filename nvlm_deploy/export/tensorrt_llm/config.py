@@ -152,7 +152,7 @@ def read_layout(
             language, parallel, forms, config["intermediate_size"], config["use_parallel_embedding"], cache
         )
     except KeyError as error:
-        raise NvlmError(f"{where}: the key {error} is missing") from None
+        raise NvlmError(f"{where}: {CONFIG_NAME} or export.json lacks the key {error}") from None
 
 
 def _language(config: Mapping[str, Any], intermediate: int) -> LanguageConfig:

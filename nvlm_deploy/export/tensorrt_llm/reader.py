@@ -49,7 +49,7 @@ class TensorRtLlmReader:
         record = _read_json(directory / RECORD_NAME)
         by_layer = directory / QUANT_CONFIG_NAME
         formats = _read_json(by_layer) if by_layer.exists() else None
-        self.layout = read_layout(config, formats, record, str(directory / CONFIG_NAME))
+        self.layout = read_layout(config, formats, record, str(directory))
         self._infos: dict[str, TensorInfo] = {}
         for rank in range(self.layout.parallel.world_size):
             header = read_header(directory / rank_file(rank))
