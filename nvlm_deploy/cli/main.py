@@ -15,6 +15,11 @@ BUILD = LazyGroup(
             "plan",
             "Predict size, memory and speed of an engine, and whether it fits.",
         ),
+        "compile": Verb(
+            "nvlm_deploy.cli.compile",
+            "compile_command",
+            "Compile a build kit into an engine bundle, on its device.",
+        ),
         "quantize": Verb(
             "nvlm_deploy.cli.quantize",
             "quantize",

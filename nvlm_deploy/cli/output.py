@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from typing import Any
 import click
 
 from nvlm_deploy.config.manifest import PartSize
+from nvlm_deploy.errors import UsageError
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
 _DAY_S = 24 * 3600.0
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def print_json(data: Any) -> None:
@@ -45,6 +48,18 @@ def print_sizes(sizes: Sequence[PartSize]) -> None:
 def note(text: str) -> None:
     """Say something on stderr that is no error."""
     click.echo(f"note: {text}", err=True)
+
+
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes of `48GB` or `1.5 TB`, in powers of 1,000.
+
+    Raises:
+        UsageError: the text is no size; names the option.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB|TB)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise UsageError(f"{option} '{text}' is no size", hint=f"for example {option} 48GB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def human_bytes(size: float) -> str:

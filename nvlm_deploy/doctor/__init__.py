@@ -9,7 +9,7 @@ from nvlm_deploy.doctor.resources import resource_lines
 from nvlm_deploy.doctor.system import System, ThisMachine
 from nvlm_deploy.doctor.target import Wanted, target_lines
 
-__all__ = ["Line", "Report", "System", "ThisMachine", "Wanted", "examine"]
+__all__ = ["Line", "Report", "System", "ThisMachine", "Wanted", "examine", "gather", "target_lines"]
 
 
 def examine(system: System, wanted: Wanted | None = None) -> Report:

@@ -92,9 +92,7 @@ def require_space(place: Path, needed: int, what: str) -> None:
 
 def free_bytes(place: Path) -> int:
     """Free bytes on the disk that will hold `place`."""
-    return shutil.disk_usage(
-        next(path for path in (place, *place.absolute().parents) if path.exists())
-    ).free
+    return shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
 
 
 def remove_stale(output: Path) -> None:

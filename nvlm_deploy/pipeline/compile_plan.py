@@ -18,8 +18,7 @@ from nvlm_deploy.backends.tensorrt_llm.build_config import (
 )
 from nvlm_deploy.backends.tensorrt_llm.interface import Interface, interface_of
 from nvlm_deploy.config.kit import BuildKit, KitPart, check_files
-from nvlm_deploy.config.machine import Machine
-from nvlm_deploy.config.target import capability
+from nvlm_deploy.doctor import System, ThisMachine, Wanted, gather, target_lines
 from nvlm_deploy.errors import NvlmError, UnsuitableError
 from nvlm_deploy.pipeline.atomic import check_output, free_bytes
 from nvlm_deploy.pipeline.memory_cap import available_bytes
@@ -110,48 +109,32 @@ def plan_compile(request: CompileRequest) -> CompilePlan:
     return CompilePlan(request, kit, tuple(_stages(kit, settings)), release, settings, built, limit)
 
 
-def preflight(plan: CompilePlan) -> None:
+def preflight(plan: CompilePlan, system: System | None = None) -> None:
     """Refuse to begin what cannot end.
 
     Raises:
         UnsuitableError: names everything that this machine lacks.
     """
-    missing = missing_here(plan)
+    missing = missing_here(plan, system)
     if missing:
         target = plan.kit.bundle.target["name"]
         raise UnsuitableError(
-            f"{plan.request.kit} cannot be compiled here: " + "; ".join(missing),
+            f"{plan.request.kit} cannot be compiled here:" + "".join(f"\n  - {each}" for each in missing),
             hint=f"compile it on the device, {target}, in the environment of its page in docs/targets/; "
-            "nvlm-build doctor shows what is there",
+            f"nvlm-build doctor --target {target} says more",
         )
 
 
-def missing_here(plan: CompilePlan) -> list[str]:
-    """What this machine lacks to compile the kit, in words."""
-    machine, target = Machine.here(), plan.kit.bundle.target
-    return [*_other_device(machine, target), *_other_versions(machine, plan), *_no_room(plan)]
-
-
-def _other_device(machine: Machine, target: dict[str, Any]) -> Iterator[str]:
-    if machine.architecture != target["architecture"]:
-        yield f"the processor is {machine.architecture}, and the target's {target['architecture']}"
-    if machine.sm is None:
-        yield f"no GPU was found, and engines are built on one of compute capability {capability(target['sm'])}"
-    elif machine.sm != target["sm"]:
-        yield (
-            f"the GPU has compute capability {capability(machine.sm)}, and {target['name']} has "
-            f"{capability(target['sm'])}"
-        )
-
-
-def _other_versions(machine: Machine, plan: CompilePlan) -> Iterator[str]:
-    wanted = plan.kit.bundle.target["versions"]
-    for maker in sorted({part.maker for part in plan.kit.parts}):
-        version, expected = machine.versions.get(maker), str(wanted.get(maker, ""))
-        if version is None:
-            yield f"{maker} is not installed ({expected} is what the target has)"
-        elif maker == "tensorrt" and version.split(".")[:2] != expected.split(".")[:2]:
-            yield f"tensorrt is {version}, and the kit's graphs are for {expected}"
+def missing_here(plan: CompilePlan, system: System | None = None) -> list[str]:
+    """What this machine lacks to compile the kit, in words: the doctor's errors, disk and memory."""
+    system = system or ThisMachine()
+    target = plan.kit.bundle.target
+    wanted = Wanted(
+        target["name"], target["backend"], target["architecture"], target["sm"], target["versions"]
+    )
+    lines = target_lines(wanted, gather(system), system)
+    found = [f"{line.found}: {line.advice}" for line in lines if line.status == "error"]
+    return [*found, *_no_room(plan)]
 
 
 def _no_room(plan: CompilePlan) -> Iterator[str]:

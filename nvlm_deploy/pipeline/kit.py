@@ -52,9 +52,7 @@ class KitResult:
         return {"kit": str(self.directory), "seconds": round(self.seconds, 3), **to_json(self.kit)}
 
 
-def write_kit(
-    plan: EnginePlan, options: KitOptions, progress: ProgressCallback = no_progress
-) -> KitResult:
+def write_kit(plan: EnginePlan, options: KitOptions, progress: ProgressCallback = no_progress) -> KitResult:
     """Run `plan` as far as it goes without its device. The kit appears at `plan.output` whole or not at all.
 
     Raises:
@@ -66,7 +64,11 @@ def write_kit(
     weights, record = prepared_weights(plan, progress)
     manifest = settled_manifest(plan, record)
     writers = plan_parts(weights, plan.config, plan.quantization, _settings(plan), options.parallel)
-    key = {"manifest": to_json(manifest), "parts": [writer.key for writer in writers], "of": _probes_key(options)}
+    key = {
+        "manifest": to_json(manifest),
+        "parts": [writer.key for writer in writers],
+        "of": _probes_key(options),
+    }
     with resumable_directory(plan.output, key) as work:
         copy_files(plan, work.result)
         parts = []
@@ -100,5 +102,3 @@ def _settings(plan: EnginePlan) -> EngineSettings:
 
 def _probes_key(options: KitOptions) -> str | None:
     return None if options.reference is None else str(options.reference.absolute())
-
-

@@ -73,9 +73,7 @@ class GraphWriter:
         source = str(Path(output).with_suffix(".onnx"))
         path = directory / source
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_model(
-            self.graph.model, path, lambda name, done, total: progress(self.part, name, done, total)
-        )
+        write_model(self.graph.model, path, lambda name, done, total: progress(self.part, name, done, total))
         job = self.graph.job("tensorrt", self.target, Path(source), Path(output))
         made = {"library": "tensorrt", "sm": self.target.sm, **self.graph.notes}
         described = {**section, "backend": "tensorrt", "plan": made}
@@ -166,9 +164,7 @@ def plan_parts(
     memory = rank_memory(config, quantization, target, planned, load)
     reserved = memory.vision_activations + memory.workspace
     version = str({**target.versions}["tensorrt_llm"])
-    checkpoint = CheckpointWriter(
-        weights.reader.directory, config, parallel, version, limits, reserved
-    )
+    checkpoint = CheckpointWriter(weights.reader.directory, config, parallel, version, limits, reserved)
     return (writers[0], checkpoint)
 
 
@@ -193,5 +189,7 @@ def check_ranks(target: Target, parallel: Parallel) -> None:
 
 def release_name(version: str) -> str:
     """Name of the checkpoint format that a TensorRT-LLM version reads: `1.2` for 1.2.1."""
-    found: Mapping[str, str] = {begin: name for begin, name in _CHECKPOINTS.items() if version.startswith(begin)}
+    found: Mapping[str, str] = {
+        begin: name for begin, name in _CHECKPOINTS.items() if version.startswith(begin)
+    }
     return next(iter(found.values()), version)

@@ -85,7 +85,8 @@ def _check_pair(opened: Bundle, kit: BuildKit, directory: Path) -> None:
     ours, theirs = opened.manifest.checkpoint_fingerprint, kit.bundle.checkpoint_fingerprint
     if ours != theirs or opened.manifest.recipe != kit.bundle.recipe:
         raise UsageError(
-            f"{opened.directory} was not compiled from {directory}", hint="give the kit that it was compiled from"
+            f"{opened.directory} was not compiled from {directory}",
+            hint="give the kit that it was compiled from",
         )
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_deploy.backends.protocol import DecoderSession, Float32, InflightSession, TokenRequest, VisionSession
+from nvlm_deploy.backends.protocol import (
+    DecoderSession,
+    Float32,
+    InflightSession,
+    TokenRequest,
+    VisionSession,
+)
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.preprocess import PromptBuilder, Tokenizer, load_image, tile_image
@@ -63,9 +69,7 @@ def prepare_probe(directory: Path, probe: Probe, tokenizer: Tokenizer, config: N
     builder = PromptBuilder(tokenizer, config)
     if image is None:
         side = config.tile_size
-        return ProbeInput(
-            probe, builder.build(probe.question), np.empty((0, side, side, 3), np.uint8), ()
-        )
+        return ProbeInput(probe, builder.build(probe.question), np.empty((0, side, side, 3), np.uint8), ())
     tiled = tile_image(load_image(image), config)
     return ProbeInput(probe, builder.build(probe.question, [len(tiled)]), tiled.tiles, tiled.crc32)
 
@@ -209,7 +213,9 @@ def _cosines(directory: Path, given: ProbeInput, tokens_VD: Float32 | None) -> l
 
 def _vision_check(cosines: Sequence[float], least: float) -> Check:
     worst = min(cosines) if cosines else None
-    return Check("visual tokens, cosine of the worst tile", "layers", worst, least, True, note=f"{len(cosines)} tiles")
+    return Check(
+        "visual tokens, cosine of the worst tile", "layers", worst, least, True, note=f"{len(cosines)} tiles"
+    )
 
 
 def _agrees(token: ProbeToken, found: Chosen) -> bool:
