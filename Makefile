@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots]'
+	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots,tensorrt-rtx]'
 	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.

@@ -33,9 +33,10 @@ __all__ = [
 # The modules that run engines; each is imported when an engine of its kind is opened.
 _SESSIONS = {
     "onnxruntime": "nvlm_deploy.backends.onnxruntime.session",
+    "tensorrt": "nvlm_deploy.backends.tensorrt.run",
     "tensorrt_llm": "nvlm_deploy.backends.tensorrt_llm.session",
+    "tensorrt_rtx": "nvlm_deploy.backends.tensorrt_rtx.run",
 }
-
 
 # Backends that schedule requests and choose tokens themselves.
 INFLIGHT_BACKENDS = ("tensorrt_llm",)
@@ -43,13 +44,13 @@ INFLIGHT_BACKENDS = ("tensorrt_llm",)
 
 def open_vision_session(backend: str, path: Path, options: SessionOptions | None = None) -> VisionSession:
     """Open a vision graph with the backend that made it."""
-    session: VisionSession = _module(backend).OrtVisionSession(path, options or SessionOptions())
+    session: VisionSession = _module(backend).open_vision(path, options or SessionOptions())
     return session
 
 
 def open_decoder_session(backend: str, path: Path, options: SessionOptions | None = None) -> DecoderSession:
     """Open a decoder graph with the backend that made it."""
-    session: DecoderSession = _module(backend).OrtDecoderSession(path, options or SessionOptions())
+    session: DecoderSession = _module(backend).open_decoder(path, options or SessionOptions())
     return session
 
 

@@ -43,7 +43,8 @@ def compile_command(
 
     KIT is what `nvlm-build engine` writes for devices whose engines cannot be compiled elsewhere. The device
     is looked at first, and everything that it lacks is named. A run that was stopped goes on behind its last
-    finished stage. At the end the engine is asked the kit's probes; the exit code is 4 if it differs too much.
+    finished stage. At the end the engine is asked the kit's probes; the exit code is 4 if it differs
+    too much.
     """
     from nvlm_deploy.cli.output import note, parse_size, print_json, progress_bars
     from nvlm_deploy.pipeline.compile import compile_kit

@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="What to verify the engine with, if CHECKPOINT is quantized.",
 )
+@click.option("--tp", metavar="N", type=click.IntRange(1), default=1, help="GPUs that split every layer.")
+@click.option(
+    "--pp", metavar="N", type=click.IntRange(1), default=1, help="GPUs that have the layers in turn."
+)
+@click.option("--kit", is_flag=True, help="Write a build kit even if the engine could be compiled here.")
 @click.option("--no-verify", is_flag=True, help="Do not hold the engine against the checkpoint at the end.")
 @click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
@@ -62,6 +67,9 @@ def engine(
     calibration: str,
     device: str,
     against: Path | None,
+    tp: int,
+    pp: int,
+    kit: bool,
     no_verify: bool,
     output: Path,
     dry_run: bool,
@@ -72,6 +80,9 @@ def engine(
     CHECKPOINT is a directory in the layout of the released NVLM-D: config.json, safetensors and
     tokenizer files; or what `nvlm-build quantize` made of one. A calibrated recipe quantizes a released
     checkpoint first. BUNDLE must not exist; it appears whole or not at all.
+
+    Engines of TensorRT and TensorRT-LLM are compiled on their device. Elsewhere BUNDLE becomes a build kit:
+    copy it to the device, and run nvlm-build compile there.
 
     At the end a few questions are asked of the engine and of the checkpoint. An engine that differs too
     much stays where it is, marked as failed, and the exit code is 4; `nvlm-build verify` says more.
@@ -86,11 +97,18 @@ def engine(
     if dry_run:
         print_json(plan.to_dict()) if as_json else _print_plan(plan)
         return
+    released = None if no_verify else against or plan.released
+    ranks = (tp, pp)
+    if _as_kit(plan, ranks, kit):
+        _write_kit(plan, ranks, released, device, as_json)
+        return
     with progress_bars() as progress:
         result = build_engine_bundle(plan, progress)
-        released = None if no_verify else against or plan.released
+        released = None if no_verify or not plan.verifiable_here else against or plan.released
         report = _verify(result.bundle, released, device, progress) if released is not None else None
-    if released is None and not no_verify:
+    if not plan.verifiable_here:
+        note("not verified: its graphs are compiled for a GPU, and were checked before that")
+    elif released is None and not no_verify:
         note("not verified: give --against the released checkpoint")
     if as_json:
         print_json({**result.to_dict(), "verification": report.summary() if report else None})
@@ -99,6 +117,43 @@ def engine(
     if report is not None:
         report.require_passed()
         note(f"{len(report.checks)} checks against {released} passed")
+
+
+def _as_kit(plan: EnginePlan, ranks: tuple[int, int], asked: bool) -> bool:
+    """Whether the output is a kit; says why if nobody asked for one."""
+    from nvlm_deploy.cli.output import note
+    from nvlm_deploy.errors import UsageError
+    from nvlm_deploy.pipeline.kit import KIT_BACKENDS, missing_for
+
+    backend, name = plan.target.backend, plan.target.name
+    if backend not in KIT_BACKENDS:
+        if asked or ranks != (1, 1):
+            option = "--kit" if asked else "--tp and --pp"
+            raise UsageError(f"{option}: {backend} engines for {name} need no device and run on one")
+        return False
+    missing = missing_for(plan.target)
+    if missing and not asked:
+        note(f"engines for {name} cannot be compiled here, so this is a build kit: {missing[0]}")
+    return bool(missing) or asked or backend == "tensorrt_llm"
+
+
+def _write_kit(
+    plan: EnginePlan, ranks: tuple[int, int], released: Path | None, device: str, as_json: bool
+) -> None:
+    from nvlm_deploy.cli.output import human_bytes, note, print_json, progress_bars
+    from nvlm_deploy.export.tensorrt_llm import Parallel
+    from nvlm_deploy.pipeline.kit import KitOptions, write_kit
+
+    with progress_bars() as progress:
+        result = write_kit(plan, KitOptions(Parallel(*ranks), released, device), progress)
+    if released is None:
+        note("the kit has no probes: give --against the released checkpoint, and leave out --no-verify")
+    if as_json:
+        print_json(result.to_dict())
+        return
+    size = human_bytes(sum(entry.size for entry in result.kit.files))
+    click.echo(f"{plan.output}: a build kit of {size}, written in {result.seconds:.1f} s")
+    click.echo(f"on the device: nvlm-build compile {plan.output.name} -o BUNDLE")
 
 
 def _verify(bundle: Path, released: Path, device: str, progress: ProgressCallback) -> VerifyReport:

@@ -8,26 +8,19 @@ from nvlm_deploy.config.recipe import ActivationType, Recipe, WeightFormat
 from nvlm_deploy.config.target import Backend, Target, capability
 from nvlm_deploy.errors import UnsuitableError
 
-# The backends whose engines are written; the others read quantized checkpoints.
-ENGINE_BACKENDS: tuple[Backend, ...] = ("onnxruntime",)
+# Verification looks into the graphs; those of the other makers are compiled for a GPU.
+VERIFIABLE_BACKEND = "onnxruntime"
 
 # What a format of activations is multiplied in; all others leave it to the weights' format.
 _ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8": "fp8", "nvfp4": "nvfp4"}
 
 
 def check_engine(recipe: Recipe, target: Target) -> None:
-    """Refuse targets whose engines are not written, and recipes that a target's engines do not take.
+    """Refuse recipes that a target's engines do not take.
 
     Raises:
-        UnsuitableError: names target, backend and what there is instead.
+        UnsuitableError: names recipe, target and backend.
     """
-    if target.backend not in ENGINE_BACKENDS:
-        raise UnsuitableError(
-            f"engines for {target.name} are made by {target.backend}, and this release writes engines for "
-            "ONNX Runtime only",
-            hint="use --target cpu-x86 or cpu-arm64; for a GPU, nvlm-build quantize --target "
-            f"{target.name} writes the checkpoint that an engine is made from",
-        )
     check_backend(recipe, target)
     check_target(recipe, target)
 

@@ -20,7 +20,7 @@ TARGET_PREFIX = "target."
 _BACKEND_OVERRIDE = "backend="
 _SET_BY_USER = "set by the user"
 # What a target is and how it is called; everything else is a fact that has a source.
-_NO_FACTS = {"name", "description", "architecture", "backends", "backend", "sources"}
+_NO_FACTS = {"name", "description", "architecture", "backends", "backend", "compute", "sources"}
 
 
 class _Section(BaseModel):
@@ -48,6 +48,7 @@ class Limits(_Section):
 
     workspace_gib: float = Field(ge=0, description="scratch memory a builder and its engine may use, GiB")
     max_num_tokens: int = Field(ge=1, description="tokens of one pass, over all requests")
+    max_batch: int = Field(ge=1, description="requests that an engine answers together")
     build_host_factor: float = Field(ge=0)
     build_device_factor: float = Field(ge=0)
 
@@ -93,6 +94,7 @@ class Target(_Section):
     limits: Limits
     tolerances: Tolerances
     efficiency: Efficiency
+    compute: Literal["fp16", "bf16"] = Field(default="fp16", description="16 bits that engines compute in")
     max_context: int = Field(ge=1, description="ceiling for prompt and answer together, tokens")
     sources: dict[str, str]
 

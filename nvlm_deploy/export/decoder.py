@@ -72,7 +72,7 @@ def build_decoder(
     for layer, new in enumerate(news):
         for kind, value in zip(KINDS, new, strict=True):
             name = f"{'present' if scatters else 'new'}_{kind}.{layer}"
-            shape = _cache_shape(config, "capacity" if scatters else "sequence")
+            shape = _cache_shape(config, _capacity(dialect, context_length) if scatters else "sequence")
             builder.output(value, name, DATA_TYPES[dialect.floats], shape)
     return builder.model({"nvlm.part": "decoder", CONTEXT_KEY: str(context_length)})
 
@@ -85,7 +85,11 @@ def rotary_tables(config: LanguageConfig, length: int) -> tuple[NDArray[np.float
     return np.cos(angles), np.sin(angles)
 
 
-def _cache_shape(config: LanguageConfig, length: str = "capacity") -> list[int | str]:
+def _capacity(dialect: Dialect, context_length: int) -> int | str:
+    return context_length if dialect.static_cache else "capacity"
+
+
+def _cache_shape(config: LanguageConfig, length: int | str) -> list[int | str]:
     return ["batch", config.num_kv_heads, length, config.head_dim]
 
 
@@ -118,8 +122,9 @@ def _inputs(
     new_B = builder.input("new_lengths", ir.DataType.INT32, ["batch"])
     builder.input("logit_positions", ir.DataType.INT64, ["batch", "positions"])
     dtype = DATA_TYPES[builder.dialect.floats]
+    shape = _cache_shape(config, _capacity(builder.dialect, context_length))
     caches = [
-        [builder.input(f"past_{kind}.{layer}", dtype, _cache_shape(config)) for kind in KINDS]
+        [builder.input(f"past_{kind}.{layer}", dtype, shape) for kind in KINDS]
         for layer in range(config.num_layers)
     ]
     ids_BS, write_B = _token_positions(builder, past_B, context_length)
@@ -127,7 +132,7 @@ def _inputs(
     visible = _visible(builder, ids_BS, write_B, new_B, caches[0][0])
     positions = _Positions(
         write_B=write_B,
-        mask=attention_mask(builder, visible, _heads(config)),
+        mask=attention_mask(builder, visible),
         rotary=Rotary.of(
             builder,
             builder.floats_constant("language.rotary_cos", cos),

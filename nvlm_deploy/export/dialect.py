@@ -39,9 +39,11 @@ class Dialect:
     floats: what it computes in. Inputs and outputs other than the cache are FP32 in all dialects.
     cache: `scatter` writes new keys and values into the cache and needs opset 24; `concat` puts them behind
         the cache for attention, and gives back the new ones alone, which the caller writes.
+    static_cache: the cache always has room for the whole context, which its shape says.
     visual: `scatter` overwrites the embeddings at listed places; `select` takes a row for every token, and
         has no empty tensors.
     decomposed: operators that are written out although the operator set has them.
+    half_attention: attention in FP32 is written out: TensorRT's kernels are for 16 bits.
     exceptions: blocks that compute in another type, by name: `vision.stream`, `vision.layers.N.attention`,
         `vision.layers.N.mlp`, `projector`.
     """
@@ -49,8 +51,10 @@ class Dialect:
     opset: int
     floats: FloatType = "fp32"
     cache: Literal["scatter", "concat"] = "scatter"
+    static_cache: bool = False
     visual: Literal["scatter", "select"] = "scatter"
     decomposed: frozenset[str] = frozenset()
+    half_attention: bool = False
     exceptions: Mapping[str, FloatType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,13 +85,17 @@ class Dialect:
         """Whether an operator is used as such."""
         return operator not in self.decomposed and self.opset >= _SINCE[operator]
 
+    def has_attention(self, floats: FloatType) -> bool:
+        """Whether attention in a type is one operator."""
+        return self.has("Attention") and not (self.half_attention and floats == "fp32")
+
     def of(self, block: str) -> FloatType:
         """What a block computes in."""
         return self.exceptions.get(block, self.floats)
 
     def twin(self) -> Dialect:
         """The same graph in FP32, for runtimes that do not compute in the other types."""
-        return replace(self, floats="fp32", exceptions={})
+        return replace(self, floats="fp32", exceptions={}, half_attention=False)
 
 
 # What ONNX Runtime's passes start from: the first opsets with the operators that they look for.

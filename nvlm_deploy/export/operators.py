@@ -1,7 +1,6 @@
 """Operators that older sets lack: each as itself where the dialect has it, else written out.
 
-Shapes: B rows of the batch, H query heads, G KV heads, R query heads per KV head, S new tokens, L tokens
-attended to, K head size.
+Shapes: B rows of the batch, H query heads, G KV heads, S new tokens, L tokens attended to, K head size.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 # Far below every score, and within the range of FP16.
 _HIDDEN = -30000.0
 _REDUCE_AXES_ARE_INPUTS = 18
-_FLOAT_SOFTMAX = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,40 +131,31 @@ def attention(
 ) -> ir.Value:
     """Attention over heads [B, H, S, K] and [B, G, L, K]; `mask` is that of `attention_mask`."""
     q_BHSK, k_BGLK, v_BGLK = qkv
-    if builder.dialect.has("Attention"):
-        precise = {} if builder.floats == "fp32" else {"softmax_precision": _FLOAT_SOFTMAX}
+    if builder.dialect.has_attention(builder.floats):
         inputs = [*qkv] if mask is None else [*qkv, mask]
-        value: ir.Value = builder.op(name, "Attention", inputs, **precise)
+        value: ir.Value = builder.op(name, "Attention", inputs)
         return value
-    op, grouped = builder.op, heads.queries != heads.kv
+    op = builder.op
     # Scaled before the product, which may be large.
-    q = op(f"{name}.q.scaled", "Mul", [q_BHSK, builder.number(1 / math.sqrt(heads.size))])
-    if grouped:
-        q, k_BGLK, v_BGLK = _grouped(builder, name, q, k_BGLK, v_BGLK, heads)
-    keys_KL = op(
-        f"{name}.k.columns", "Transpose", [k_BGLK], perm=[0, 1, 2, 4, 3] if grouped else [0, 1, 3, 2]
-    )
-    scores = op(f"{name}.scores", "MatMul", [q, keys_KL])
+    q_BHSK = op(f"{name}.q.scaled", "Mul", [q_BHSK, builder.number(1 / math.sqrt(heads.size))])
+    if heads.queries != heads.kv:
+        k_BGLK = _repeated(builder, f"{name}.k", k_BGLK, heads)
+        v_BGLK = _repeated(builder, f"{name}.v", v_BGLK, heads)
+    keys_BHKL = op(f"{name}.k.columns", "Transpose", [k_BGLK], perm=[0, 1, 3, 2])
+    scores_BHSL = op(f"{name}.scores", "MatMul", [q_BHSK, keys_BHKL])
     if mask is not None:
-        scores = op(f"{name}.masked", "Add", [scores, mask])
-    shares = op(f"{name}.shares", "Softmax", [scores], axis=-1)
-    mixed = op(f"{name}.mixed" if grouped else name, "MatMul", [shares, v_BGLK])
-    if grouped:
-        mixed = op(name, "Reshape", [mixed, builder.integers(0, heads.queries, -1, heads.size)])
-    whole: ir.Value = mixed
-    return whole
+        scores_BHSL = op(f"{name}.masked", "Add", [scores_BHSL, mask])
+    shares_BHSL = op(f"{name}.shares", "Softmax", [scores_BHSL], axis=-1)
+    value = op(name, "MatMul", [shares_BHSL, v_BGLK])
+    return value
 
 
-def attention_mask(builder: GraphBuilder, visible: ir.Value, heads: Heads) -> ir.Value:
+def attention_mask(builder: GraphBuilder, visible: ir.Value) -> ir.Value:
     """What `attention` takes of `visible`, boolean [B, 1, S, L]: itself, or what is added to scores."""
-    if builder.dialect.has("Attention"):
+    if builder.dialect.has_attention(builder.floats):
         return visible
-    added = builder.op("mask.added", "Where", [visible, builder.number(0), builder.number(_HIDDEN)])
-    if heads.queries == heads.kv:
-        whole: ir.Value = added
-        return whole
-    whole = builder.op("mask.grouped", "Unsqueeze", [added, builder.integers(2)])
-    return whole
+    added: ir.Value = builder.op("mask.added", "Where", [visible, builder.number(0), builder.number(_HIDDEN)])
+    return added
 
 
 def split_heads(builder: GraphBuilder, name: str, x: ir.Value, count: int, size: int) -> ir.Value:
@@ -183,15 +172,14 @@ def join_heads(builder: GraphBuilder, name: str, x_BHSK: ir.Value, width: int) -
     return value
 
 
-def _grouped(
-    builder: GraphBuilder, name: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Put the query heads of a KV head on an axis of their own: [B, G, R, S, K] and [B, G, 1, L, K]."""
-    shape = builder.integers(0, heads.kv, heads.queries // heads.kv, -1, heads.size)
-    q_BGRSK = builder.op(f"{name}.q.grouped", "Reshape", [q, shape])
-    axis = builder.integers(2)
-    k_BG1LK = builder.op(f"{name}.k.grouped", "Unsqueeze", [k, axis])
-    return q_BGRSK, k_BG1LK, builder.op(f"{name}.v.grouped", "Unsqueeze", [v, axis])
+def _repeated(builder: GraphBuilder, name: str, x_BGLK: ir.Value, heads: Heads) -> ir.Value:
+    """Give every query head its keys or values: [B, H, L, K]. Engines recognize attention in this form."""
+    repeats = builder.integers(1, 1, heads.queries // heads.kv, 1, 1)
+    apart = builder.op(f"{name}.apart", "Unsqueeze", [x_BGLK, builder.integers(2)])
+    repeated = builder.op(f"{name}.repeated", "Expand", [apart, repeats])
+    shape = builder.integers(0, heads.queries, -1, heads.size)
+    value: ir.Value = builder.op(f"{name}.all_heads", "Reshape", [repeated, shape])
+    return value
 
 
 def _last_mean(builder: GraphBuilder, name: str, x: ir.Value) -> ir.Value:

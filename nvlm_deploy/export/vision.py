@@ -99,7 +99,7 @@ def _attention(builder: GraphBuilder, config: VisionConfig, name: str, x: ir.Val
     k = rms_norm(builder, f"{name}.k_norm", builder.linear(f"{name}.k_proj", x), epsilon, floats)
     v = builder.linear(f"{name}.v_proj", x)
     heads, size = config.num_heads, config.head_dim
-    if builder.dialect.has("Attention") and floats == "fp32":
+    if builder.dialect.has_attention(floats) and floats == "fp32":
         mixed = builder.op(name, "Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
     else:
         parts = [

@@ -121,7 +121,7 @@ def run_process(
     if done.returncode < 0:
         raise NvlmError(
             f"the process of {what} was ended by signal {-done.returncode}: {said}",
-            hint="signal 9 often means that the machine was out of memory: see --max-build-memory, or add swap",
+            hint="signal 9 often means too little memory: see --max-build-memory, or add swap",
         )
     kind = UnsuitableError if done.returncode == UnsuitableError.exit_code else NvlmError
     raise kind(f"{what} could not be compiled (exit code {done.returncode}):\n{said}")
@@ -232,7 +232,7 @@ def _manifest(
     bundle = plan.kit.bundle
     makers = {part.maker for part in plan.kit.parts}
     sections = {part.part: _section(plan, part.part, result) for part in plan.kit.parts}
-    used = {name: version for name, version in versions.items() if name in makers}
+    used = {str(maker): versions[maker] for maker in sorted(makers) if maker in versions}
     stages = [{name: note[name] for name in ("stage", "seconds", "peak_bytes")} for note in notes]
     return replace(
         bundle,

@@ -1,4 +1,4 @@
-"""The plan of compiling a kit on its device: stages, the very arguments, and what this machine lacks for it."""
+"""The plan of compiling a kit on its device: stages, the very arguments, and what this machine lacks."""
 
 from __future__ import annotations
 
@@ -127,20 +127,26 @@ def preflight(plan: CompilePlan, system: System | None = None) -> None:
 
 def missing_here(plan: CompilePlan, system: System | None = None) -> list[str]:
     """What this machine lacks to compile the kit, in words: the doctor's errors, disk and memory."""
+    return [*doctor_errors(plan.kit.bundle.target, system), *_no_room(plan)]
+
+
+def doctor_errors(target: dict[str, Any], system: System | None = None) -> list[str]:
+    """What the doctor finds missing for a target, with its advice."""
     system = system or ThisMachine()
-    target = plan.kit.bundle.target
     wanted = Wanted(
         target["name"], target["backend"], target["architecture"], target["sm"], target["versions"]
     )
     lines = target_lines(wanted, gather(system), system)
-    found = [f"{line.found}: {line.advice}" for line in lines if line.status == "error"]
-    return [*found, *_no_room(plan)]
+    return [f"{line.found}: {line.advice}" for line in lines if line.status == "error"]
 
 
 def _no_room(plan: CompilePlan) -> Iterator[str]:
     free = free_bytes(plan.request.output)
     if free < plan.disk_needed:
-        yield f"the disk has {free / 1e9:.2f} GB free, and the bundle takes about {plan.disk_needed / 1e9:.2f} GB"
+        yield (
+            f"the disk has {free / 1e9:.2f} GB free, and the bundle takes about "
+            f"{plan.disk_needed / 1e9:.2f} GB"
+        )
     there = available_bytes()
     asked = plan.request.max_build_memory
     if asked is not None and there is not None and asked > there:
@@ -169,9 +175,9 @@ def _check_release(interface: Interface, part: KitPart, installed: str) -> None:
     wanted = interface_of(part.job["version"])
     if interface is not wanted:
         raise UnsuitableError(
-            f"the kit's checkpoint is written for TensorRT-LLM {wanted.name}, and {installed} is installed here",
-            hint="use the environment of the target's page in docs/targets/, or write the kit for this release: "
-            f"--set target.versions.tensorrt_llm={installed}",
+            f"the kit's checkpoint is for TensorRT-LLM {wanted.name}, and {installed} is installed here",
+            hint="use the environment of the target's page in docs/targets/, or write the kit for this "
+            f"release: --set target.versions.tensorrt_llm={installed}",
         )
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import nvlm_deploy
-from nvlm_deploy.backends.onnxruntime.build import EngineSettings, build_engine
+from nvlm_deploy.backends.makers import EngineSettings
+from nvlm_deploy.calibration import load_samples
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
+from nvlm_deploy.config.calibration import read_calibration_set
 from nvlm_deploy.config.machine import tool_versions
 from nvlm_deploy.config.manifest import (
     FORMAT_VERSION,
@@ -20,12 +27,17 @@ from nvlm_deploy.config.manifest import (
     collect_files,
 )
 from nvlm_deploy.config.strict_json import to_json
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.pipeline.atomic import atomic_directory
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.quantize import quantize_checkpoint
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.record import QuantizationRecord
+
+# What a 16-bit tower is tried with before its engine is written; the 6B tower takes minutes a tile.
+_TRIED_SAMPLES = 8
+_TRIED_TILES = 4
 
 # What a bundle's contents depend on.
 _TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "pillow", "tokenizers", "torch")
@@ -56,15 +68,15 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
         NvlmError: the disk is full, or a tensor cannot be stored as planned.
     """
     start = time.perf_counter()
-    weights, record = _weights(plan, progress)
-    manifest = _settled(plan, record)
+    weights, record = prepared_weights(plan, progress)
+    manifest = settled_manifest(plan, record, plan.maker.tools())
     with atomic_directory(plan.output) as work:
-        _copy_files(plan, work)
-        sections = build_engine(
+        copy_files(plan, work)
+        sections = plan.maker.build_engine(
             weights,
             plan.config,
             plan.quantization,
-            EngineSettings(plan.context, manifest.record()),
+            EngineSettings(plan.context, plan.target, partial(tried_tiles, plan), manifest.record()),
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
@@ -75,7 +87,9 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
     return BuildResult(plan.output, manifest, time.perf_counter() - start)
 
 
-def _weights(plan: EnginePlan, progress: ProgressCallback) -> tuple[ModelWeights, QuantizationRecord | None]:
+def prepared_weights(
+    plan: EnginePlan, progress: ProgressCallback
+) -> tuple[ModelWeights, QuantizationRecord | None]:
     """The weights that are written, and what is recorded of them if they are quantized."""
     weights = plan.weights
     if plan.quantize is not None:
@@ -84,14 +98,30 @@ def _weights(plan: EnginePlan, progress: ProgressCallback) -> tuple[ModelWeights
     return weights, QuantizationRecord.read(weights.reader.directory) if quantized else None
 
 
-def _copy_files(plan: EnginePlan, work: Path) -> None:
+def tried_tiles(plan: EnginePlan) -> NDArray[np.uint8]:
+    """A few tiles of the calibration set, uint8 [T, I, I, 3]: of each image the first and the last."""
+    spec, directory = read_calibration_set(plan.calibration, [f"count={_TRIED_SAMPLES}"])
+    samples = load_samples(spec, plan.config, plan.tokenizer, directory)
+    ends = [sample.tiles[[0, -1]] for sample in samples if len(sample.tiles)]
+    if not ends:
+        raise NvlmError(
+            f"calibration set '{plan.calibration}' begins with {_TRIED_SAMPLES} samples without an image",
+            hint="a 16-bit vision tower is tried with images: choose a set that has some",
+        )
+    return np.concatenate(ends)[:_TRIED_TILES]
+
+
+def copy_files(plan: EnginePlan, work: Path) -> None:
+    """Write config, tokenizer and their companions into `work`."""
     for name in plan.copied_files:
         shutil.copyfile(plan.checkpoint / name, work / name)
     # Not a copy: a checkpoint may hold its tokenizer as vocab.json and merges.txt.
     plan.tokenizer.save(work)
 
 
-def _settled(plan: EnginePlan, record: QuantizationRecord | None) -> EngineManifest:
+def settled_manifest(
+    plan: EnginePlan, record: QuantizationRecord | None, tools: Mapping[str, str]
+) -> EngineManifest:
     """The manifest as far as it is known before the graphs are written."""
     config = plan.config
     return EngineManifest(
@@ -103,7 +133,7 @@ def _settled(plan: EnginePlan, record: QuantizationRecord | None) -> EngineManif
         target=plan.target.model_dump(mode="json"),
         checkpoint_fingerprint=record.fingerprint if record else plan.weights.reader.fingerprint(),
         quantization=record.summary() if record else None,
-        tool_versions=tool_versions(_TOOLS),
+        tool_versions={**tool_versions(_TOOLS), **tools},
         context=plan.context,
         tiler=TilerSettings(
             tile_size=config.tile_size,

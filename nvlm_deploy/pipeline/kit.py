@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nvlm_deploy.backends.kit_parts import KitWriter, Parallel, plan_parts
 from nvlm_deploy.backends.makers import EngineSettings
 from nvlm_deploy.config.kit import KIT_NAME, KIT_VERSION, BuildKit, KitPart
 from nvlm_deploy.config.manifest import collect_files
 from nvlm_deploy.config.strict_json import from_json, to_json
+from nvlm_deploy.config.target import Target
+from nvlm_deploy.doctor import System
+from nvlm_deploy.export.tensorrt_llm import Parallel
+from nvlm_deploy.pipeline.compile_plan import doctor_errors
 from nvlm_deploy.pipeline.engine import copy_files, prepared_weights, settled_manifest, tried_tiles
 from nvlm_deploy.pipeline.kit_page import kit_page
+from nvlm_deploy.pipeline.kit_parts import KitWriter, plan_parts
 from nvlm_deploy.pipeline.kit_probes import PROBE_STAGE, make_probes
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.resumable import resumable_directory
@@ -27,14 +31,20 @@ from nvlm_deploy.pipeline.verify_kit import PROBES_FOLDER
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
 README_NAME = "README.md"
+_ONE_RANK = Parallel()
+# Backends whose engines are compiled on their device alone.
+KIT_BACKENDS = ("tensorrt", "tensorrt_llm")
 
 
 @dataclass(frozen=True, slots=True)
 class KitOptions:
-    """parallel: ranks of the language model. reference: the checkpoint in full precision that probes are made
-    with; None leaves them out. device: where it computes."""
+    """What a kit has beside its plan.
 
-    parallel: Parallel = Parallel()
+    parallel: ranks of the language model. reference: the checkpoint in full precision that probes are made
+    with; None leaves them out. device: where it computes.
+    """
+
+    parallel: Parallel = _ONE_RANK
     reference: Path | None = None
     device: str = "cpu"
 
@@ -62,7 +72,7 @@ def write_kit(plan: EnginePlan, options: KitOptions, progress: ProgressCallback 
     """
     start = time.perf_counter()
     weights, record = prepared_weights(plan, progress)
-    manifest = settled_manifest(plan, record)
+    manifest = settled_manifest(plan, record, {})
     writers = plan_parts(weights, plan.config, plan.quantization, _settings(plan), options.parallel)
     key = {
         "manifest": to_json(manifest),
@@ -96,9 +106,15 @@ def _write_part(writer: KitWriter, result: Path, progress: ProgressCallback) -> 
 
 
 def _settings(plan: EnginePlan) -> EngineSettings:
-    tiles: Callable[[], Any] = lambda: tried_tiles(plan)
-    return EngineSettings(plan.context, plan.target, tiles)
+    return EngineSettings(plan.context, plan.target, partial(tried_tiles, plan))
 
 
 def _probes_key(options: KitOptions) -> str | None:
     return None if options.reference is None else str(options.reference.absolute())
+
+
+def missing_for(target: Target, system: System | None = None) -> list[str]:
+    """What this machine lacks to compile engines for `target`, in words."""
+    if target.backend not in KIT_BACKENDS:
+        return []
+    return doctor_errors(target.model_dump(mode="json"), system)

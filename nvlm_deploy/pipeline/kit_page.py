@@ -34,7 +34,8 @@ def kit_page(kit: BuildKit) -> str:
     return f"""# Build kit: {bundle.variant}, {bundle.recipe["name"]}, for {name}
 
 Everything that an engine is compiled from, but the compilers. Copy this folder to the device
-({target["description"]}; {target["architecture"]}, compute capability {capability(sm)}, {versions}) and run there:
+({target["description"]}; {target["architecture"]}, compute capability {capability(sm)};
+{versions}) and run there:
 
     nvlm-build compile KIT -o BUNDLE
 

@@ -7,13 +7,13 @@ checkpoint for TensorRT-LLM.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
-from nvlm_deploy.backends.tensorrt.engine import PartGraph, describe, part_graphs
+from nvlm_deploy.backends.tensorrt.engine import PartGraph, decoder_graph, describe, vision_graph
+from nvlm_deploy.backends.tensorrt_llm.build import ENGINE_FOLDER, release_of
 from nvlm_deploy.backends.tensorrt_llm.build_config import TOKENS_PER_BLOCK, EngineLimits
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.kit import KitPart
@@ -28,10 +28,6 @@ from nvlm_deploy.planner import Parallel as PlannedParallel
 from nvlm_deploy.planner import Workload
 from nvlm_deploy.planner.memory import rank_memory
 from nvlm_deploy.quantization.plan import QuantizationPlan
-
-CHECKPOINT_FOLDER = "llm"
-# Releases of TensorRT-LLM, by the beginning of their versions, and the checkpoints that they read.
-_CHECKPOINTS = {"0.12": "0.12-jetson", "1.": "1.2"}
 
 
 class KitWriter(Protocol):
@@ -101,19 +97,18 @@ class CheckpointWriter:
 
     def write(self, directory: Path, progress: BuildProgress) -> KitPart:
         """Write `config.json` and one file for each rank."""
-        output = directory / CHECKPOINT_FOLDER
+        output = directory / ENGINE_FOLDER
         if output.exists():
-            # Complete, but a run was killed before it could say so: it is cheaper to write it again than to
-            # trust it.
+            # Complete, but the run was killed before it could say so.
             shutil.rmtree(output)
-        options = {"tp": self.parallel.tp, "pp": self.parallel.pp, "version": release_name(self.version)}
+        options = {"tp": self.parallel.tp, "pp": self.parallel.pp, "version": self.version}
         plan = plan_tensorrt_llm(ExportRequest(self.checkpoint, output, options))
         plan.run(lambda stage, done, total: progress("llm", stage, done, total))
         return KitPart(
             "llm",
             "tensorrt_llm",
-            CHECKPOINT_FOLDER,
-            CHECKPOINT_FOLDER,
+            ENGINE_FOLDER,
+            ENGINE_FOLDER,
             {"version": self.version, "limits": asdict(self.limits)},
             self._section(),
         )
@@ -122,7 +117,7 @@ class CheckpointWriter:
         language, limits = self.config.language, self.limits
         blocks = -(-limits.context // TOKENS_PER_BLOCK)
         return {
-            "engine": CHECKPOINT_FOLDER,
+            "engine": ENGINE_FOLDER,
             "context_length": limits.context,
             "hidden_size": language.hidden_size,
             "vocab_size": language.vocab_size,
@@ -152,24 +147,25 @@ def plan_parts(
     target = settings.target
     assert target is not None, "kits are made for a target"
     context = settings.context_length
-    graphs = part_graphs("tensorrt", weights, config, quantization, settings)
-    writers: list[KitWriter] = [GraphWriter(graph, config, target, context) for graph in graphs]
+    vision = vision_graph("tensorrt", weights, config, quantization, settings)
+    tower = GraphWriter(vision, config, target, context)
     if target.backend != "tensorrt_llm":
         check_ranks(target, parallel)
-        return tuple(writers)
+        decoder = decoder_graph("tensorrt", weights, config, quantization, settings)
+        return (tower, GraphWriter(decoder, config, target, context))
     parallel.check(config.language)
     limits = engine_limits(config, target, context)
     planned = PlannedParallel(parallel.tp, parallel.pp)
     load = Workload(config.max_tiles, context, target.limits.max_batch)
     memory = rank_memory(config, quantization, target, planned, load)
     reserved = memory.vision_activations + memory.workspace
-    version = str({**target.versions}["tensorrt_llm"])
-    checkpoint = CheckpointWriter(weights.reader.directory, config, parallel, version, limits, reserved)
-    return (writers[0], checkpoint)
+    release = release_of(target).name
+    directory = weights.reader.directory
+    return (tower, CheckpointWriter(directory, config, parallel, release, limits, reserved))
 
 
 def engine_limits(config: NvlmConfig, target: Target, context: int) -> EngineLimits:
-    """What a TensorRT-LLM engine is built for: one image of the most tiles, and its thumbnail, per request."""
+    """What a TensorRT-LLM engine is built for: an image of the most tiles, with thumbnail, per request."""
     return EngineLimits(
         max_batch=target.limits.max_batch,
         context=context,
@@ -185,11 +181,3 @@ def check_ranks(target: Target, parallel: Parallel) -> None:
         raise UsageError(
             f"{target.backend} engines run on one device", hint="--tp and --pp are for TensorRT-LLM"
         )
-
-
-def release_name(version: str) -> str:
-    """Name of the checkpoint format that a TensorRT-LLM version reads: `1.2` for 1.2.1."""
-    found: Mapping[str, str] = {
-        begin: name for begin, name in _CHECKPOINTS.items() if version.startswith(begin)
-    }
-    return next(iter(found.values()), version)

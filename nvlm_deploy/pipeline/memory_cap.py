@@ -17,7 +17,7 @@ from pathlib import Path
 from nvlm_deploy.errors import NvlmError, UnsuitableError
 
 _PROC = Path("/proc")
-_INTERVAL_S = 0.05
+_INTERVAL_S = 0.1
 _COUNTED = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 
@@ -95,10 +95,10 @@ def available_bytes() -> int | None:
 def _exceeded(watch: MemoryWatch, what: str) -> NvlmError:
     assert watch.limit is not None, "nothing is ended without a limit"
     return NvlmError(
-        f"{what} took {watch.peak_bytes / 1e9:.2f} GB of memory, more than the {watch.limit / 1e9:.2f} GB allowed, "
-        "and was ended",
-        hint="raise --max-build-memory, add swap, or build for fewer tokens, tiles or requests; finished stages "
-        "are kept",
+        f"{what} took {watch.peak_bytes / 1e9:.2f} GB of memory, more than the {watch.limit / 1e9:.2f} GB "
+        "allowed, and was ended",
+        hint="raise --max-build-memory, add swap, or build for fewer tokens, tiles or requests; finished "
+        "stages are kept",
     )
 
 

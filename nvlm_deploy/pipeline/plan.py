@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvlm_deploy.backends.onnxruntime.build import DECODER_PATH, VISION_PATH, EngineSettings, check
-from nvlm_deploy.backends.onnxruntime.storage import adapt
+from nvlm_deploy.backends.makers import EngineMaker, EngineSettings, engine_maker
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_engine
+from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND, check_engine
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
@@ -66,6 +65,7 @@ class EnginePlan:
     """A build that can start. `context` in tokens, `disk_needed` and `disk_free` in bytes.
 
     quantize: what makes the quantized checkpoint that `weights` stands for; None if it is there.
+    calibration: the set whose tiles a 16-bit tower is tried with.
     """
 
     output: Path
@@ -80,6 +80,7 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
+    calibration: str = DEFAULT_CALIBRATION
 
     @property
     def checkpoint(self) -> Path:
@@ -95,6 +96,16 @@ class EnginePlan:
         return self.weights.reader.config
 
     @property
+    def verifiable_here(self) -> bool:
+        """Whether `nvlm-build verify` can look into the engine."""
+        return self.target.backend == VERIFIABLE_BACKEND
+
+    @property
+    def maker(self) -> EngineMaker:
+        """What writes the engine."""
+        return engine_maker(self.target.backend)
+
+    @property
     def sizes(self) -> tuple[PartSize, ...]:
         """Bytes of every part's weights before and after."""
         return self.quantization.sizes()
@@ -102,8 +113,7 @@ class EnginePlan:
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the bundle's files."""
-        graphs = tuple(path + suffix for path in (VISION_PATH, DECODER_PATH) for suffix in ("", ".data"))
-        return (MANIFEST_NAME, *self.copied_files, TOKENIZER_NAME, *graphs)
+        return (MANIFEST_NAME, *self.copied_files, TOKENIZER_NAME, *self.maker.files())
 
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
@@ -152,11 +162,12 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     resolved = resolve(recipe, {name: weights.shape(name) for name in weights.names()})
     if isinstance(weights, QuantizedWeights):
         _check_stored(resolved, weights)
-    quantization = adapt(resolved)
-    check(config, quantization, EngineSettings(context))
+    maker = engine_maker(target.backend)
+    quantization = maker.adapt(resolved)
+    maker.check(config, quantization, EngineSettings(context, target))
     weights.verify_dummy_heads()
     copied = tuple(name for name in COPIED_FILES if (request.checkpoint / name).is_file())
-    needed = _OVERHEAD_BYTES + sum(part.after for part in quantization.sizes())
+    needed = _OVERHEAD_BYTES + maker.disk_bytes(quantization)
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
     return EnginePlan(
@@ -172,6 +183,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         disk_free=_check_disk(request.output, needed),
         notes=target.notes(),
         quantize=quantize,
+        calibration=request.calibration,
     )
 
 

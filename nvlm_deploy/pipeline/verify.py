@@ -15,12 +15,13 @@ from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.config.machine import tool_versions
-from nvlm_deploy.config.manifest import MANIFEST_NAME
+from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest
 from nvlm_deploy.config.recipe import Recipe
+from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND
 from nvlm_deploy.config.thresholds import VerifyThresholds
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.verified import write_result
-from nvlm_deploy.errors import NvlmError, UsageError
+from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.models.device import open_device
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.record import QuantizationRecord
@@ -88,6 +89,13 @@ def verify_bundle(
     """
     began, options = time.perf_counter(), options or VerifyOptions()
     wanted = SessionOptions(options.threads, options.memory, options.engine_device)
+    backend = EngineManifest.read(bundle).backend
+    if backend != VERIFIABLE_BACKEND:
+        raise UnsuitableError(
+            f"{bundle} was compiled by {backend}, and only graphs of ONNX Runtime can be looked into",
+            hint="compare answers on its device with nvlm-eval; the same recipe can be verified with "
+            "--target cpu-x86",
+        )
     subject = EngineSubject(bundle, wanted, progress)
     manifest = subject.bundle.manifest
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)

@@ -33,7 +33,7 @@ _TOKEN_DTYPE = np.float16
 
 @dataclass(frozen=True, slots=True)
 class ProbeToken:
-    """What the reference says at one position: its most likely tokens, as (id, log-probability), best first."""
+    """What the reference says at one position: its most likely tokens, best first."""
 
     position: int
     top: tuple[Candidate, ...]
@@ -125,7 +125,8 @@ def _write_probe(
     visual_VD: Rows | None,
     tokens_per_tile: int,
 ) -> Probe:
-    image, stored, tiles = None, None, ()
+    image, stored = None, None
+    tiles: tuple[int, ...] = ()
     if prompt.image is not None:
         image = f"{number:02}.png"
         prompt.image.save(directory / image)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
+from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
 from nvlm_deploy.backends.onnxruntime.lower import lower
+from nvlm_deploy.backends.onnxruntime.storage import adapt
+from nvlm_deploy.backends.sections import decoder_section, vision_section
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.export import Progress, WeightReader, build_decoder, build_vision, write_model
@@ -22,22 +22,25 @@ logger = logging.getLogger(__name__)
 # Where a graph keeps what its bundle was made of.
 RECORD_KEY = "nvlm.record"
 
+__all__ = ["EngineSettings", "adapt", "build_engine", "check", "disk_bytes", "files", "tools"]
+
 VISION_PATH = "vision/vision.onnx"
 DECODER_PATH = "llm/decoder.onnx"
 
-# Called after every piece: the part ("vision" or "llm"), the tensor, bytes written, bytes in all.
-BuildProgress = Callable[[str, str, int, int], None]
+
+def files() -> tuple[str, ...]:
+    """See `EngineMaker.files`."""
+    return tuple(path + suffix for path in (VISION_PATH, DECODER_PATH) for suffix in ("", ".data"))
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What the target decides, and what the graphs are to say of themselves.
+def disk_bytes(plan: QuantizationPlan) -> int:
+    """See `EngineMaker.disk_bytes`."""
+    return sum(part.after for part in plan.sizes())
 
-    context_length: tokens of prompt and answer together. record: JSON; see `GraphFacts`.
-    """
 
-    context_length: int
-    record: Mapping[str, Any] | None = None
+def tools() -> Mapping[str, str]:
+    """See `EngineMaker.tools`; ONNX Runtime is among what all bundles are made with."""
+    return {}
 
 
 def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) -> None:
@@ -81,8 +84,10 @@ def build_engine(
     vision = lower(build_vision(config, weights, plan))
     decoder = lower(build_decoder(config.language, weights, plan, settings.context_length))
     sections = {
-        "vision": _describe_vision(config, vision),
-        "llm": _describe_decoder(config, decoder, settings),
+        "vision": vision_section(config, vision, model=VISION_PATH, data=f"{VISION_PATH}.data"),
+        "llm": decoder_section(
+            config, decoder, settings.context_length, model=DECODER_PATH, data=f"{DECODER_PATH}.data"
+        ),
     }
     if settings.record is not None:
         for model in (vision, decoder):
@@ -99,47 +104,3 @@ def _for_part(progress: BuildProgress | None, part: str) -> Progress | None:
     if progress is None:
         return None
     return lambda name, done, total: progress(part, name, done, total)
-
-
-def _describe_vision(config: NvlmConfig, model: ir.Model) -> dict[str, Any]:
-    return {
-        "model": VISION_PATH,
-        "data": f"{VISION_PATH}.data",
-        "inputs": _describe_values(model.graph.inputs),
-        "outputs": _describe_values(model.graph.outputs),
-        "tile_size": config.tile_size,
-        "visual_tokens_per_tile": config.visual_tokens_per_tile,
-        "hidden_size": config.language.hidden_size,
-    }
-
-
-def _describe_decoder(config: NvlmConfig, model: ir.Model, settings: EngineSettings) -> dict[str, Any]:
-    language = config.language
-    cache = ("past_key.", "past_value.", "present_key.", "present_value.")
-    return {
-        "model": DECODER_PATH,
-        "data": f"{DECODER_PATH}.data",
-        "inputs": _describe_values(v for v in model.graph.inputs if not str(v.name).startswith(cache)),
-        "outputs": _describe_values(v for v in model.graph.outputs if not str(v.name).startswith(cache)),
-        "kv_cache": {
-            "past": ["past_key.{layer}", "past_value.{layer}"],
-            "present": ["present_key.{layer}", "present_value.{layer}"],
-            "layers": language.num_layers,
-            "dtype": "float32",
-            "shape": ["batch", language.num_kv_heads, "capacity", language.head_dim],
-            "in_place": True,
-        },
-        "context_length": settings.context_length,
-        "hidden_size": language.hidden_size,
-        "vocab_size": language.vocab_size,
-    }
-
-
-def _describe_values(values: Iterable[ir.Value]) -> dict[str, dict[str, Any]]:
-    """Names to types and shapes; texts in a shape are free dimensions."""
-    described = {}
-    for value in values:
-        dtype = ir.DataType(value.dtype or ir.DataType.UNDEFINED).numpy()
-        shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
-        described[str(value.name)] = {"dtype": str(dtype), "shape": shape}
-    return described

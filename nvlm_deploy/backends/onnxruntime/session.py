@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from nvlm_deploy.backends.onnxruntime.cache import OrtKvCache
 from nvlm_deploy.backends.onnxruntime.library import device_memory, graph_facts, input_type, open_graph
-from nvlm_deploy.backends.onnxruntime.step import Step
 from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.errors import NvlmError
 
 
@@ -70,11 +70,7 @@ class OrtDecoderSession:
 
     def new_cache(self, batch: int, capacity: int) -> OrtKvCache:
         """Return an empty cache for `batch` rows of up to `capacity` tokens."""
-        if not 1 <= capacity <= self._context_length:
-            raise NvlmError(
-                f"a cache of {capacity} tokens does not fit this engine's context of {self._context_length}",
-                hint="shorten the prompt or the answer, or build the engine with a larger context",
-            )
+        check_capacity(capacity, self._context_length)
         shape = (batch, self._kv_heads, capacity, self._head_dim)
         return OrtKvCache.empty(self._layers, shape, self._cache_type, self._memory)
 
@@ -100,7 +96,7 @@ class OrtDecoderSession:
             vocab_size=self._vocab_size,
         )
         before_B = cache.lengths.copy()
-        _check_room(step, cache)
+        step.check_room(cache)
         try:
             logits_BPV = self._run_rows(step, cache)
         except BaseException:
@@ -148,12 +144,4 @@ class OrtDecoderSession:
         return logits_BPV
 
 
-def _check_room(step: Step, cache: OrtKvCache) -> None:
-    if len(cache.lengths) != len(step.new_B):
-        raise NvlmError(f"the cache has {len(cache.lengths)} rows and the step {len(step.new_B)}")
-    needed = int((cache.lengths + step.new_B).max())
-    if needed > cache.capacity:
-        raise NvlmError(
-            f"{needed} tokens do not fit into a cache of {cache.capacity}",
-            hint="shorten the prompt, or ask for fewer new tokens",
-        )
+open_vision, open_decoder = OrtVisionSession, OrtDecoderSession

@@ -35,9 +35,9 @@ def test_the_peak_of_all_processes_is_measured() -> None:
 
 def test_a_process_over_the_cap_is_ended_and_the_cap_named() -> None:
     start = time.perf_counter()
-    with pytest.raises(NvlmError, match=r"compiling took .* more than the 0\.06 GB allowed") as caught:
-        with memory_cap(60 * MB, "compiling"):
-            run(allocate(200, seconds=30))
+    said = r"compiling took .* more than the 0\.06 GB allowed"
+    with pytest.raises(NvlmError, match=said) as caught, memory_cap(60 * MB, "compiling"):
+        run(allocate(200, seconds=30))
     assert time.perf_counter() - start < 20
     assert "--max-build-memory" in str(caught.value.hint)
 

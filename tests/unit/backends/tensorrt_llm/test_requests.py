@@ -43,7 +43,8 @@ def image(tiles: int, seed: int) -> npt.NDArray[np.uint8]:
 
 def request(tiles: tuple[npt.NDArray[np.uint8], ...] = (), **changes: Any) -> TokenRequest:
     """Five tokens of text, and before each tile one more."""
-    ids, places = [1, 2, 3], []
+    ids = [1, 2, 3]
+    places: list[int] = []
     for _ in range(sum(len(each) for each in tiles)):
         ids.append(9)
         places += range(len(ids), len(ids) + PER_TILE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64
+from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache
 from nvlm_deploy.errors import NvlmError
 
 
@@ -64,6 +64,17 @@ class Step:
             raise NvlmError("logit_positions must lie within each row's new tokens")
         return cls(ids_BS, new_B, visual_VD, index_V2, np.ascontiguousarray(positions_BP, np.int64))
 
+    def check_room(self, cache: KvCache) -> None:
+        """Raise a NvlmError unless the new tokens fit into `cache`."""
+        if len(cache.lengths) != len(self.new_B):
+            raise NvlmError(f"the cache has {len(cache.lengths)} rows and the step {len(self.new_B)}")
+        needed = int((cache.lengths + self.new_B).max())
+        if needed > cache.capacity:
+            raise NvlmError(
+                f"{needed} tokens do not fit into a cache of {cache.capacity}",
+                hint="shorten the prompt, or ask for fewer new tokens",
+            )
+
     def row(self, index: int) -> Step:
         """Return the step of one row alone."""
         length = int(self.new_B[index])
@@ -91,6 +102,15 @@ class Step:
                 self.positions_BP[:, wanted] - start,
             )
             yield piece, wanted
+
+
+def check_capacity(capacity: int, context_length: int) -> None:
+    """Raise a NvlmError if an engine has no caches of `capacity` tokens."""
+    if not 1 <= capacity <= context_length:
+        raise NvlmError(
+            f"a cache of {capacity} tokens does not fit this engine's context of {context_length}",
+            hint="shorten the prompt or the answer, or build the engine with a larger context",
+        )
 
 
 def _checked_visual(
