@@ -28,6 +28,7 @@ __all__ = [
     "open_decoder_session",
     "open_inflight_session",
     "open_vision_session",
+    "take_part",
 ]
 
 # The modules that run engines; each is imported when an engine of its kind is opened.
@@ -64,6 +65,14 @@ def open_inflight_session(
     """
     session: InflightSession = _module(backend).open_session(directory, llm, tokens_per_tile)
     return session
+
+
+def take_part(backend: str, directory: Path, llm: Mapping[str, Any], tokens_per_tile: int) -> None:
+    """Among several ranks, work for the one that takes requests, and end the process with it.
+
+    Returns at once on that one, and where there is no other.
+    """
+    _module(backend).take_part(directory, llm, tokens_per_tile)
 
 
 def _module(backend: str) -> Any:

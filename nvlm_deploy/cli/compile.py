@@ -58,9 +58,10 @@ def compile_command(
         return
     with progress_bars() as progress:
         result = compile_kit(plan, progress)
-        report = verify_with_kit(result.bundle, kit) if plan.kit.probes and not no_verify else None
-    if report is None:
-        note("not verified: " + ("--no-verify" if no_verify else "the kit has no probes"))
+        left_out = _why_unverified(plan, no_verify)
+        report = None if left_out else verify_with_kit(result.bundle, kit)
+    if left_out:
+        note(f"not verified: {left_out}")
     if as_json:
         print_json({**result.to_dict(), "verification": report.summary() if report else None})
     else:
@@ -68,6 +69,19 @@ def compile_command(
     if report is not None:
         report.require_passed()
         note(f"{len(report.checks)} checks against the probes passed")
+
+
+def _why_unverified(plan: CompilePlan, no_verify: bool) -> str | None:
+    """Why the engine is not asked the probes; None if it is."""
+    if no_verify:
+        return "--no-verify"
+    if not plan.kit.probes:
+        return "the kit has no probes"
+    ranks = plan.settings.world_size if plan.settings else 1
+    if ranks > 1:
+        request = plan.request
+        return f"mpirun -n {ranks} nvlm-build verify {request.output} --against {request.kit}"
+    return None
 
 
 def _print_plan(plan: CompilePlan) -> None:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,19 +50,21 @@ def compile_kit(plan: CompilePlan, progress: ProgressCallback = no_progress) -> 
         NvlmError: a compiler failed, or took too much memory; finished stages are kept.
     """
     preflight(plan)
-    return run_stages(plan, compile_stage, Machine.here().versions, progress)
+    machine = Machine.here()
+    versions = {**machine.versions, **({} if machine.cuda is None else {"cuda": machine.cuda})}
+    return run_stages(plan, compile_stage, versions, progress)
 
 
 def run_stages(
     plan: CompilePlan,
     run: Runner,
-    versions: Any,
+    versions: Mapping[str, str],
     progress: ProgressCallback = no_progress,
 ) -> BuildResult:
     """Run all stages that are not finished with `run`, and publish the bundle.
 
     Args:
-        versions: of the engine makers here, for the manifest.
+        versions: of the engine makers and of CUDA here; stages made with others are done again.
     """
     start = time.perf_counter()
     request, kit = plan.request, plan.kit
@@ -230,9 +232,9 @@ def _manifest(
     progress: ProgressCallback,
 ) -> EngineManifest:
     bundle = plan.kit.bundle
-    makers = {part.maker for part in plan.kit.parts}
+    makers = {"cuda", *(part.maker for part in plan.kit.parts)}
     sections = {part.part: _section(plan, part.part, result) for part in plan.kit.parts}
-    used = {str(maker): versions[maker] for maker in sorted(makers) if maker in versions}
+    used = {maker: versions[maker] for maker in sorted(makers) if maker in versions}
     stages = [{name: note[name] for name in ("stage", "seconds", "peak_bytes")} for note in notes]
     return replace(
         bundle,

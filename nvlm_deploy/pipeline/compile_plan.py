@@ -24,6 +24,8 @@ from nvlm_deploy.pipeline.atomic import check_output, free_bytes
 from nvlm_deploy.pipeline.memory_cap import available_bytes
 
 CHECKPOINT_CONFIG = "config.json"
+# What the planner has predicted, in the results of a kit's manifest.
+PLAN_KEY = "plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def preflight(plan: CompilePlan, system: System | None = None) -> None:
 
 def missing_here(plan: CompilePlan, system: System | None = None) -> list[str]:
     """What this machine lacks to compile the kit, in words: the doctor's errors, disk and memory."""
-    return [*doctor_errors(plan.kit.bundle.target, system), *_no_room(plan)]
+    return [*doctor_errors(plan.kit.bundle.target, system), *_too_large(plan), *_no_room(plan)]
 
 
 def doctor_errors(target: dict[str, Any], system: System | None = None) -> list[str]:
@@ -138,6 +140,13 @@ def doctor_errors(target: dict[str, Any], system: System | None = None) -> list[
     )
     lines = target_lines(wanted, gather(system), system)
     return [f"{line.found}: {line.advice}" for line in lines if line.status == "error"]
+
+
+def _too_large(plan: CompilePlan) -> Iterator[str]:
+    """A build that the device's own memory is predicted not to hold; a cap of the user's overrules it."""
+    build = plan.kit.bundle.results.get(PLAN_KEY, {}).get("build", {})
+    if build.get("on_target") is False and plan.request.max_build_memory is None:
+        yield f"{build['reason']}; --max-build-memory tries all the same"
 
 
 def _no_room(plan: CompilePlan) -> Iterator[str]:

@@ -14,6 +14,7 @@ import nvlm_deploy
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.config.kit import KIT_NAME
 from nvlm_deploy.config.machine import tool_versions
 from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest
 from nvlm_deploy.config.recipe import Recipe
@@ -93,8 +94,8 @@ def verify_bundle(
     if backend != VERIFIABLE_BACKEND:
         raise UnsuitableError(
             f"{bundle} was compiled by {backend}, and only graphs of ONNX Runtime can be looked into",
-            hint="compare answers on its device with nvlm-eval; the same recipe can be verified with "
-            "--target cpu-x86",
+            hint="give --against the kit that it was compiled from, or compare answers on its device with "
+            "nvlm-eval; the same recipe can be verified with --target cpu-x86",
         )
     subject = EngineSubject(bundle, wanted, progress)
     manifest = subject.bundle.manifest
@@ -169,8 +170,15 @@ def verify(
     options: VerifyOptions | None = None,
     progress: ProgressCallback = no_progress,
 ) -> VerifyReport:
-    """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint."""
+    """Hold a bundle or a quantized checkpoint, whichever `subject` is, against the released checkpoint.
+
+    A bundle that was compiled from a kit is held against the kit, if that is what `against` is.
+    """
     options = options or VerifyOptions()
+    if (against / KIT_NAME).exists():
+        from nvlm_deploy.pipeline.verify_kit import verify_with_kit
+
+        return verify_with_kit(subject, against)
     open_device(options.device)
     if (subject / MANIFEST_NAME).exists():
         return verify_bundle(subject, against, options, progress)

@@ -14,6 +14,7 @@ from nvlm_deploy.backends import (
     open_decoder_session,
     open_inflight_session,
     open_vision_session,
+    take_part,
 )
 from nvlm_deploy.config.machine import Machine
 from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_files
@@ -64,6 +65,8 @@ def open_engine(
 ) -> tuple[VisionSession, DecoderSession | InflightSession]:
     """Open what answers requests: sessions that are driven step by step, or one that drives itself.
 
+    An engine of several ranks is opened by as many processes (mpirun); this returns in the first one only.
+
     Raises:
         NvlmError, UnsuitableError, VerificationError: as `open_sessions`.
     """
@@ -71,8 +74,10 @@ def open_engine(
     if manifest.backend not in INFLIGHT_BACKENDS:
         return open_sessions(bundle, options)
     _check_machine(bundle)
-    vision = open_vision_session(manifest.vision["backend"], directory / manifest.vision["model"], options)
     tokens = manifest.tiler.visual_tokens_per_tile
+    take_part(manifest.backend, directory, manifest.llm, tokens)
+    # First, so that its memory is taken before keys and values get a share of the rest.
+    vision = open_vision_session(manifest.vision["backend"], directory / manifest.vision["model"], options)
     return vision, open_inflight_session(manifest.backend, directory, manifest.llm, tokens)
 
 
@@ -88,7 +93,7 @@ def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSessio
     if manifest.backend in INFLIGHT_BACKENDS:
         raise UsageError(
             f"engines of {manifest.backend} give tokens and no logits",
-            hint="nvlm-build compile holds them against the probes of their kit",
+            hint="nvlm-build verify BUNDLE --against KIT asks them the probes of their kit",
         )
     _check_machine(bundle)
     vision = open_vision_session(manifest.backend, directory / manifest.vision["model"], options)

@@ -69,6 +69,13 @@ def executor_api() -> Any:
     return executor
 
 
+def mpi_rank() -> int:
+    """Number of this process among those that mpirun has started; 0 without mpirun."""
+    import tensorrt_llm
+
+    return int(tensorrt_llm.mpi_rank())
+
+
 def _fields(owner: Any) -> frozenset[str]:
     """Names that a settings class takes: a dataclass in older releases, a pydantic model in newer ones."""
     model = getattr(owner, "model_fields", None)

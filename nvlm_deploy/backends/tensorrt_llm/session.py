@@ -37,9 +37,10 @@ class ExecutorSession:
         self._interface: Interface = adapter.require_interface()
         self._api = adapter.executor_api()
         self._world_size = world_size(directory)
+        rank = adapter.mpi_rank() if self._world_size > 1 else 0
         settings = self._api.ExecutorConfig(
             max_beam_width=1,
-            kv_cache_config=self._api.KvCacheConfig(**self._kv_cache(directory)),
+            kv_cache_config=self._api.KvCacheConfig(**self._kv_cache(directory, rank)),
             enable_chunked_context=facts.chunked_context,
         )
         try:
@@ -54,11 +55,6 @@ class ExecutorSession:
     def context_length(self) -> int:
         """Tokens per request that the engine was built for."""
         return self._facts.context
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this rank takes requests."""
-        return bool(self._executor.can_enqueue_requests())
 
     def submit(self, request: TokenRequest) -> int:
         """See `InflightSession.submit`."""
@@ -102,11 +98,12 @@ class ExecutorSession:
         # Over several ranks it goes through the host anyway, so that each gets a copy on its own device.
         return table.cuda() if self._world_size == 1 else table
 
-    def _kv_cache(self, directory: Path) -> dict[str, Any]:
+    def _kv_cache(self, directory: Path, rank: int) -> dict[str, Any]:
         import torch
 
-        free, _ = torch.cuda.mem_get_info()
-        weights = max((path.stat().st_size for path in directory.glob("rank*.engine")), default=0)
+        # Ranks are spread over the GPUs of a machine in order.
+        free, _ = torch.cuda.mem_get_info(rank % torch.cuda.device_count())
+        weights = (directory / f"rank{rank}.engine").stat().st_size
         if free <= weights:
             raise UnsuitableError(
                 f"the engine has {weights / 1e9:.2f} GB, and {free / 1e9:.2f} GB of GPU memory are free",
@@ -118,16 +115,18 @@ class ExecutorSession:
 def open_session(directory: Path, llm: Mapping[str, Any], tokens_per_tile: int) -> ExecutorSession:
     """Open the engine of a bundle, as its manifest's section `llm` describes it.
 
-    Under mpirun, ranks that take no requests do not return: they take part until the leader closes.
-
     Raises:
         UnsuitableError, NvlmError: see `ExecutorSession`.
     """
-    session = ExecutorSession(directory / llm["engine"], EngineFacts.of(llm, tokens_per_tile))
-    if not session.is_leader:
-        session.follow()
-        raise SystemExit(0)
-    return session
+    return ExecutorSession(directory / llm["engine"], EngineFacts.of(llm, tokens_per_tile))
+
+
+def take_part(directory: Path, llm: Mapping[str, Any], tokens_per_tile: int) -> None:
+    """Under mpirun, take part until the leader closes, and end the process; return on the leader itself."""
+    if world_size(directory / llm["engine"]) == 1 or adapter.mpi_rank() == 0:
+        return
+    open_session(directory, llm, tokens_per_tile).follow()
+    raise SystemExit(0)
 
 
 def world_size(directory: Path) -> int:
