@@ -45,7 +45,13 @@ class Format(NamedTuple):
     planner: str
 
 
-FORMATS = {"trtllm": Format("nvlm_deploy.pipeline.export_tensorrt_llm", "plan_tensorrt_llm")}
+_SERVING = "nvlm_deploy.pipeline.export_serving"
+FORMATS = {
+    "trtllm": Format("nvlm_deploy.pipeline.export_tensorrt_llm", "plan_tensorrt_llm"),
+    "hf": Format(_SERVING, "plan_hf"),
+    "vllm": Format(_SERVING, "plan_vllm"),
+    "hf-decoder": Format(_SERVING, "plan_decoder"),
+}
 
 
 def plan_export(name: str, request: ExportRequest) -> ExportPlan:

@@ -118,16 +118,18 @@ def _described(section: Mapping[str, Any], facts: GraphFacts) -> dict[str, Any]:
         return {"inputs": facts.inputs, "outputs": facts.outputs}
     past = sorted(name for name in facts.inputs if name.startswith("past_key."))
     described = facts.inputs[past[0]] if past else {"dtype": "none", "shape": []}
-    names = ("past_key.", "past_value.", "present_key.", "present_value.")
+    # Some runtimes update the cache in place; others are given the new keys and values alone.
+    written = "new" if any(name.startswith("new_key.") for name in facts.outputs) else "present"
+    names = ("past_key.", "past_value.", f"{written}_key.", f"{written}_value.")
     return {
         "inputs": {name: value for name, value in facts.inputs.items() if not name.startswith(names)},
         "outputs": {name: value for name, value in facts.outputs.items() if not name.startswith(names)},
         "kv_cache": {
             "past": [f"{name}{{layer}}" for name in names[:2]],
-            "present": [f"{name}{{layer}}" for name in names[2:]],
+            written: [f"{name}{{layer}}" for name in names[2:]],
             "layers": len(past),
             **described,
-            "in_place": True,
+            "in_place": written == "present",
         },
     }
 

@@ -123,7 +123,16 @@ def _refuse_fallback(session: ort.InferenceSession, path: Path) -> None:
 
 
 def placement(session: ort.InferenceSession) -> list[tuple[str, str, str]]:
-    """Provider, operator and name of every node of a session that recorded them."""
+    """Provider, operator and name of every node of a session that recorded them.
+
+    Raises:
+        UnsuitableError: this ONNX Runtime is too old to tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise UnsuitableError(
+            f"ONNX Runtime {ort.__version__} does not tell which operators it left on the CPU",
+            hint="pip install --upgrade onnxruntime-gpu, or use --device cpu",
+        )
     return [
         (part.ep_name, node.op_type, node.name)
         for part in session.get_provider_graph_assignment_info()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from nvlm_deploy.cli.main import run
+from nvlm_deploy.config.catalog import list_names
 from nvlm_deploy.doctor import Report, ThisMachine, Wanted, examine
 from nvlm_deploy.doctor.compatibility import TENSORRT_LLM, release, row_of, satisfies
 from nvlm_deploy.doctor.facts import gather
@@ -145,7 +146,8 @@ def test_this_machine_is_looked_at_without_torch() -> None:
 
 
 def test_errors_are_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = "jetson-agx-orin-64" if ThisMachine().architecture == "x86_64" else "h100-80"
+    device = "jetson-agx-orin-64" if ThisMachine().architecture == "x86_64" else "h100-80"
+    wanted = next(name for name in list_names("target") if name.startswith(device))
     assert run(["doctor", "--target", wanted]) == 3
     captured = capsys.readouterr()
     assert "error    target" in captured.out
