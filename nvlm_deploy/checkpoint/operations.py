@@ -126,12 +126,13 @@ class Transpose:
 
 @dataclass(frozen=True, slots=True)
 class Unify:
-    """Take one of `count` tensors that must be equal: copies on ranks, scales of fused matrices."""
+    """Take one of `count` tensors that must be equal, of ranks or what else `owners` says."""
 
     count: int
+    owners: str = "the ranks"
 
     def apply(self, tensors: Tensors) -> Tensors:
-        return (_only(tensors),)
+        return (_only(tensors, self.owners),)
 
     def inverse(self) -> Operation:
         return Replicate(self.count)
@@ -266,11 +267,11 @@ class DropOnes:
         return Ones(self.size)
 
 
-def _only(tensors: Tensors) -> torch.Tensor:
+def _only(tensors: Tensors, owners: str = "the ranks") -> torch.Tensor:
     """Return the one value of all `tensors`."""
     first = tensors[0]
     if not first.is_meta and not all(_same_bytes(first, other) for other in tensors[1:]):
-        raise NvlmError("tensors differ that should be equal: copies on ranks, or scales of fused matrices")
+        raise NvlmError(f"{owners} hold different values of a tensor that they should share")
     return first
 
 

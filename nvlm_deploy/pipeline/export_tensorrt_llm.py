@@ -28,7 +28,7 @@ from nvlm_deploy.export.tensorrt_llm import (
 )
 from nvlm_deploy.pipeline.atomic import check_output, require_space
 from nvlm_deploy.pipeline.export import ExportRequest
-from nvlm_deploy.pipeline.resumable import resumable_directory
+from nvlm_deploy.pipeline.resumable import resumable_directory, unfinished_bytes
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
 STAGE = "export"
@@ -62,7 +62,7 @@ class TensorRtLlmPlan:
         width, padded = self.layout.language.intermediate_size, self.layout.intermediate
         if padded != width:
             notes.append(f"the MLPs are padded with zeros from {width:,} to {padded:,}")
-        if any(form.group_size >= 64 for forms in self.layout.forms for form in forms.values()):
+        if any(form.storage.format == "int4" for forms in self.layout.forms for form in forms.values()):
             notes.append(f"TensorRT-LLM rounds the scales of groups to {self.dtype} when it loads them")
         return tuple(notes)
 
@@ -82,7 +82,7 @@ class TensorRtLlmPlan:
                 "inner width",
                 f"{self.layout.language.intermediate_size:,}, stored {self.layout.intermediate:,}",
             ),
-            ("size", f"{self.files.num_bytes / 1e9:.2f} GB"),
+            ("size", f"{self.files.num_bytes:,} bytes"),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def plan_tensorrt_llm(request: ExportRequest) -> TensorRtLlmPlan:
     layout = plan_layout(source, release, parallel, options["embedding"] == "split")
     config, by_layer = model_config(layout, options["dtype"], release)
     files = RankFiles(source, layout, DTYPES[options["dtype"]], str(request.checkpoint))
-    require_space(request.output, files.num_bytes, "the TensorRT-LLM checkpoint")
+    needed = files.num_bytes - unfinished_bytes(request.output)
+    require_space(request.output, needed, "the files of the TensorRT-LLM checkpoint")
     return TensorRtLlmPlan(
         request.checkpoint, request.output, release, layout, options["dtype"], files, config, by_layer
     )

@@ -20,6 +20,8 @@ from nvlm_deploy.errors import UsageError
 from nvlm_deploy.pipeline.atomic import check_output, disk_full_error, is_disk_full, publish
 
 _KEY_NAME = "key.json"
+# The unit of `st_blocks`, whatever the file system's own is.
+_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,10 @@ def unfinished_directory(output: Path) -> Path:
 
 
 def unfinished_bytes(output: Path) -> int:
-    """Bytes of the work on `output` that an earlier run has left."""
-    return sum(path.stat().st_size for path in unfinished_directory(output).rglob("*") if path.is_file())
+    """Bytes on disk of the work on `output` that an earlier run has left."""
+    found = [path.stat() for path in unfinished_directory(output).rglob("*") if path.is_file()]
+    # A file that got its full size before its contents takes blocks only where something is written.
+    return sum(min(stat.st_size, stat.st_blocks * _BLOCK_BYTES) for stat in found)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,52 @@ def test_quantizing_takes_the_memory_of_a_layer(
             f"{tokens:,} tokens; {estimate(manifest['steps'])}"
         )
     assert peak - own <= 3 * layer_bytes() + GB
+
+
+# The same widths with four layers of the decoder.
+WIDER = replace(WIDE, layers=4)
+MIN_WIDER_BYTES = 13_500_000_000
+EXPORT_LIMIT_BYTES = 6 * GB
+# INT4 without any calibration: what is measured is the export, and not the search.
+ROUNDED = ("--recipe", "int4-awq", "--set", "algorithm=max")
+
+
+@pytest.fixture
+def wider_checkpoint(tmp_path: Path) -> Iterator[Path]:
+    """A random checkpoint of these widths, about 14 GB, in a folder that is removed at once."""
+    directory = tmp_path / "wider" / "checkpoint"
+    write_random_checkpoint(released_style_config(WIDER), directory)
+    assert sum(path.stat().st_size for path in directory.iterdir()) >= MIN_WIDER_BYTES
+    yield directory
+    shutil.rmtree(directory.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
+def test_a_tensorrt_llm_checkpoint_is_written_in_pieces(
+    wider_checkpoint: Path,
+    record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quantized, output = (wider_checkpoint.with_name(name) for name in ("quantized", "output"))
+    for name, source, tp in (("float16", wider_checkpoint, 2), ("int4", quantized, 4)):
+        if source is quantized:
+            assert peak_bytes("quantize", str(wider_checkpoint), *ROUNDED, "-o", str(quantized))
+        began = time.perf_counter()
+        ranks = ["--tp", str(tp), "--dtype", "float16", "-o", str(output)]
+        peak = peak_bytes("export", str(source), "--format", "trtllm", *ranks)
+        seconds = time.perf_counter() - began
+        config = json.loads((output / "config.json").read_text())
+        assert config["intermediate_size"] == (29568 if source is wider_checkpoint else 29696)
+        size = sum(path.stat().st_size for path in output.glob("rank*"))
+        record_property(f"peak_bytes_{name}", peak)
+        with capsys.disabled():
+            print(  # noqa: T201
+                f"\nexport {name} TP {tp}: {size / GB:.2f} GB, peak {peak / GB:.2f} GB, {seconds:.0f} s"
+            )
+        assert peak <= EXPORT_LIMIT_BYTES
+        shutil.rmtree(output)
 
 
 def estimate(steps: list[dict[str, Any]]) -> str:

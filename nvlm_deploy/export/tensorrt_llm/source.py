@@ -97,7 +97,7 @@ def plan_layout(
     width = padded_intermediate(source.language.intermediate_size, inner, parallel.tp)
     layout = Layout(source.language, parallel, forms, width, split_embedding, source.fp8_cache)
     for layer in range(source.language.num_layers):
-        _check_divisible(layout, layer, release)
+        check_divisible(layout, layer, release)
     return layout
 
 
@@ -133,14 +133,20 @@ def _with_prequant(forms: tuple[Forms, ...]) -> tuple[Forms, ...]:
     return tuple({name: complete(form) for name, form in layer.items()} for layer in forms)
 
 
-def _check_divisible(layout: Layout, layer: int, release: Release) -> None:
-    """The padded width fits by construction; nothing else can be padded: heads are what they are."""
+def check_divisible(layout: Layout, layer: int, release: Release) -> None:
+    """Check that kernels and loader of `release` take the matrices of a layer as they are on one GPU.
+
+    The padded width fits by construction; nothing else can be padded: heads are what they are.
+
+    Raises:
+        UnsuitableError: names the matrix and what does not divide it.
+    """
     for fused in FUSED:
         form = layout.forms[layer][fused.name]
-        sizes, tp = layout.local_sizes(fused), layout.parallel.tp
+        sizes = layout.local_sizes(fused)
         for kind, size, multiple in zip(("outputs", "inputs"), sizes, form.multiples, strict=True):
             if size % multiple:
-                raise _indivisible(fused, form, f"{size:,} {kind}", multiple, tp)
+                raise _indivisible(fused, form, f"{size:,} {kind}", multiple, layout.parallel.tp)
         groups = sizes[1] // form.group_size if form.group_size else 0
         if release.tall_scales and sizes[0] <= groups:
             raise UnsuitableError(
@@ -151,8 +157,11 @@ def _check_divisible(layout: Layout, layer: int, release: Release) -> None:
 
 
 def _indivisible(fused: Fused, form: Form, size: str, multiple: int, tp: int) -> UnsuitableError:
+    smaller = ["a smaller --tp"] if tp > 1 else []
+    smaller += ["smaller groups"] if multiple == form.group_size else []
+    ways = [f"use {' or '.join(smaller)}"] if smaller else ["keep it in 16 bits: a 'keep' rule of the recipe"]
     per_gpu = f" on each of {tp} GPUs" if tp > 1 else ""
     return UnsuitableError(
         f"{fused.name} has {size}{per_gpu}, and {form.scheme.algorithm} needs multiples of {multiple}",
-        hint="use a smaller --tp or smaller groups; zeros can only widen the inside of the MLPs",
+        hint="; ".join([*ways, "zeros can only widen the inside of the MLPs"]),
     )

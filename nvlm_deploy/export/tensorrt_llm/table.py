@@ -171,7 +171,7 @@ class Layout:
     def _operations(self, fused: Fused, tensor: StoredTensor) -> Iterator[Operation]:
         """What leads from the tensors of the sources to the shards of the ranks."""
         if tensor.out is None and len(fused.sources) > 1:
-            yield Unify(len(fused.sources))
+            yield Unify(len(fused.sources), "matrices that TensorRT-LLM fuses")
         if tensor.scalar:
             yield Reshape((), (1,))
             yield from self._replicate(1)

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from nvlm_deploy.checkpoint.operations import Concat, Operation, Replicate, Reshape, Slice, Transpose
+from nvlm_deploy.checkpoint.operations import (
+    Concat,
+    Largest,
+    Ones,
+    Operation,
+    Pad,
+    Reinterpret,
+    Replicate,
+    Reshape,
+    Shard,
+    Slice,
+    Transpose,
+)
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.checkpoint.rules import Rule, RuleTable
 from nvlm_deploy.checkpoint.summary import summarize
@@ -138,6 +150,12 @@ def _check_both_ways(config: NvlmConfig, released: Tensors) -> None:
         (Reshape((2, 6), (3, 4)), [(2, 6)]),
         (Transpose(0, 1), [(2, 3)]),
         (Replicate(3), [(2, 3)]),
+        (Shard(0, (8, 4, 4), (4, 2, 2), 4), [(8, 3), (4, 3), (4, 3)]),
+        (Shard(1, (6,), (3,), 3), [(2, 6)]),
+        (Shard(0, (5,), (1,), 2), [(5,)]),
+        (Pad(1, 0, 3, 5, fill=1.0), [(2, 3)]),
+        (Reinterpret(torch.float32, torch.int32), [(2, 3)]),
+        (Ones(4), []),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -152,6 +170,24 @@ def test_operations_invert(operation: Operation, shapes: list[tuple[int, ...]]) 
     assert all(torch.equal(a, b) for a, b in zip(there, again, strict=True))
     meta = operation.apply(tuple(tensor.to("meta") for tensor in tensors))
     assert [tensor.shape for tensor in meta] == [tensor.shape for tensor in there]
+
+
+def test_shards_of_ranks_that_share_a_piece() -> None:
+    """Four ranks, eight query rows, two KV rows: the first two ranks have the first KV row."""
+    query, keys = torch.arange(8), torch.tensor([10, 20])
+    shards = Shard(0, (8, 2), (4, 2), 4).apply((query, keys))
+    assert [shard.tolist() for shard in shards] == [[0, 1, 10], [2, 3, 10], [4, 5, 20], [6, 7, 20]]
+
+
+def test_the_largest_is_no_less_than_the_floor() -> None:
+    operation = Largest(2, 1.0)
+    assert operation.apply((torch.tensor([0.5, 3.0]), torch.tensor([0.25, 4.0])))[0].tolist() == [1.0, 4.0]
+    assert [t.tolist() for t in operation.inverse().apply((torch.tensor([4.0]),))] == [[4.0]] * 2
+
+
+def test_ones_that_are_none_are_an_error() -> None:
+    with pytest.raises(NvlmError, match="should all be one"):
+        Ones(2).inverse().apply((torch.tensor([1.0, 2.0]),))
 
 
 def test_ranks_that_disagree_are_an_error() -> None:

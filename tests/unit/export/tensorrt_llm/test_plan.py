@@ -26,15 +26,19 @@ from nvlm_deploy.export.tensorrt_llm import (
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
 from nvlm_deploy.export.tensorrt_llm.schemes import FLOAT, SCHEMES, Form, scheme_of
 from nvlm_deploy.export.tensorrt_llm.shapes import expected_tensors
+from nvlm_deploy.export.tensorrt_llm.source import check_divisible
 from nvlm_deploy.export.tensorrt_llm.table import FUSED, rank_and_name
 from nvlm_deploy.pipeline.export import ExportRequest, plan_export
 from nvlm_deploy.pipeline.resumable import unfinished_directory
 from nvlm_deploy.progress import no_progress
 from nvlm_deploy.quantization.plan import Storage
+from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 
 from .conftest import STORAGES, Export, MakeCheckpoint, read_shards, write_quantized
+from .conftest import model_config as model_config_of_shape
 
 BY_NAME = {scheme.algorithm: scheme for scheme in SCHEMES}
+FP4 = Form(BY_NAME["NVFP4"], 16)
 
 
 def plan(checkpoint: Path, **options: Any) -> Any:
@@ -146,6 +150,18 @@ def mixed(module: str) -> Storage | None:
     return STORAGES["W4A16_AWQ"] if ".mlp." in module else None
 
 
+def test_scales_that_fused_matrices_do_not_share(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, export: Export
+) -> None:
+    """ModelOpt's own unified checkpoints are such: their codes would have to be made anew."""
+    apart = Path(shutil.copytree(make_checkpoint("FP8"), tmp_path / "apart"))
+    tensors = read_shards(apart)
+    tensors["language_model.model.layers.1.self_attn.k_proj.weight_scale"] /= 2
+    save_file(tensors, apart / "model.safetensors")
+    with pytest.raises(NvlmError, match=r"1.self_attn.q_proj.weight_scale: matrices that TensorRT-LLM fuses"):
+        export(apart)
+
+
 def test_layers_with_formats_of_their_own(released: Path, tmp_path: Path, export: Export) -> None:
     checkpoint = tmp_path / "mixed"
     write_quantized(released, checkpoint, mixed)
@@ -228,6 +244,20 @@ def test_the_72b_on_eight_gpus(shared_data_dir: Path) -> None:
     assert (config["intermediate_size"], config["vocab_size"]) == (29696, 152064)
 
 
+def test_what_kernels_and_loaders_do_not_take(shared_data_dir: Path) -> None:
+    wide = layout_72b(shared_data_dir, Form(BY_NAME["W4A16_AWQ"], 64), Parallel())
+    language = replace(wide.language, hidden_size=256, intermediate_size=29568)
+    # 462 groups for 256 outputs: the loader of 0.12 tells by that whether scales are transposed.
+    flat = replace(wide, language=language)
+    check_divisible(flat, 0, RELEASES["1.2"])
+    with pytest.raises(UnsuitableError, match=r"mlp.proj for transposed: 462 groups for 256 outputs"):
+        check_divisible(flat, 0, RELEASES["0.12-jetson"])
+    odd = replace(flat, language=replace(language, hidden_size=320), forms=({f.name: FP4 for f in FUSED},))
+    with pytest.raises(UnsuitableError, match=r"attention.dense has 320 outputs, and NVFP4 .* 128") as caught:
+        check_divisible(odd, 0, RELEASES["1.2"])
+    assert "keep it in 16 bits" in str(caught.value.hint)
+
+
 def test_the_configs_of_both_releases_differ_in_nothing_but_what_they_allow(released: Path) -> None:
     """Both read the same keys; what 0.12 does not know is refused before."""
     assert plan(released).config == plan(released, version="0.12-jetson").config
@@ -280,7 +310,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
     needed = plan(released).files.num_bytes
     usage = shutil.disk_usage(released)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
-    with pytest.raises(UnsuitableError, match="the TensorRT-LLM checkpoint take"):
+    with pytest.raises(UnsuitableError, match="the files of the TensorRT-LLM checkpoint take"):
         plan(released)
 
 
@@ -292,7 +322,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
         ("reshape", r"mlp.fc.weight is BF16 \[1, 49152\], but the configs ask for BF16 \[192, 256\]"),
         (
             "differ",
-            "language_model.model.layers.0.input_layernorm.weight|input_layernorm.weight: tensors differ",
+            "rank0/transformer.layers.0.input_layernorm.weight: the ranks hold different values",
         ),
         ("forget", "export.json lacks the key 'intermediate_size'"),
         ("file", "rank1.safetensors cannot be read"),
@@ -337,6 +367,18 @@ def test_a_tied_head_is_written_for_the_last_stage(released: Path, tmp_path: Pat
     head = load_file(output / "rank1.safetensors")["lm_head.weight"]
     assert torch.equal(head, load_file(output / "rank0.safetensors")["transformer.vocab_embedding.weight"])
     assert load_tensorrt_llm_model(output).config.tie_word_embeddings
+
+
+def test_a_llama_style_decoder_has_no_biases(tmp_path: Path, export: Export) -> None:
+    config = model_config_of_shape()
+    config["llm_config"] |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False}
+    write_random_checkpoint(config, tmp_path / "llama")
+    output = export(tmp_path / "llama", tp=2)
+    assert not any(name.endswith("bias") for name in load_file(output / "rank0.safetensors"))
+    written = json.loads((output / "config.json").read_text())
+    assert (written["architecture"], written["attn_bias"]) == ("LlamaForCausalLM", False)
+    assert "qwen_type" not in written
+    assert not load_tensorrt_llm_model(output).config.qkv_bias
 
 
 def test_the_command(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
