@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nvlm_deploy.config.recipe import NVFP4_GROUP, ActivationType
-from nvlm_deploy.export.linears import dequantized, quantized
+from nvlm_deploy.export.linears import quantized
 
 if TYPE_CHECKING:
     from nvlm_deploy.export.graph import GraphBuilder
@@ -60,7 +60,8 @@ class QuantizedInputs:
     def _through(self, name: str, x: ir.Value, scale: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Round to codes of `dtype` and back."""
         codes = quantized(self._builder, f"{name}.codes", x, scale, dtype)
-        return dequantized(self._builder, f"{name}.dequantized", codes, scale)
+        value: ir.Value = self._builder.op(f"{name}.dequantized", "DequantizeLinear", [codes, scale])
+        return value
 
     def _nvfp4(self, name: str, x: ir.Value, scale: ir.Value) -> ir.Value:
         """Round blocks of 16 to e2m1 with an e4m3 scale each (quantization.formats.fake_quantize_nvfp4).

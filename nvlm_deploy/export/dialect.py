@@ -10,6 +10,10 @@ import onnx_ir as ir
 
 FloatType = Literal["fp32", "fp16", "bf16"]
 
+# The blocks of a vision tower that are not numbered: the stream that all layers add to, and what follows.
+STREAM = "vision.stream"
+PROJECTOR = "projector"
+
 DATA_TYPES: dict[FloatType, ir.DataType] = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
@@ -28,7 +32,7 @@ _SINCE = {
 }
 _FP8_SINCE = 19
 _BLOCKS_SINCE = 21
-_SCALE_TYPES_SINCE = 23
+_BF16_CONV_SINCE = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,10 @@ class Dialect:
         return self.opset >= _FP8_SINCE
 
     @property
-    def mixes_scales(self) -> bool:
-        """Whether a scale may have another type than the numbers that are quantized with it."""
-        return self.opset >= _SCALE_TYPES_SINCE
+    def patches(self) -> FloatType:
+        """What the convolution over patches computes in: the type of the stream, if convolutions have it."""
+        stream = self.of(STREAM)
+        return "fp32" if stream == "bf16" and self.opset < _BF16_CONV_SINCE else stream
 
     def has(self, operator: str) -> bool:
         """Whether an operator is used as such."""

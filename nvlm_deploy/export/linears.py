@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def linear(builder: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
     """`x @ weight.T` from what the builder computes in to the same type.
 
-    The product is made in FP32 where its scales or its weights ask for it.
+    The product is made in FP32 where weights are kept so, and where activations are quantized: their scales
+    are FP32, and operator sets before 23 have one type for both. Engines fuse the casts.
     """
     weight, floats = f"{name}.weight", builder.floats
     inner = _computed_in(builder, weight)
@@ -44,13 +45,8 @@ def linear(builder: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
 
 def _computed_in(builder: GraphBuilder, weight: str) -> FloatType:
     storage = builder.source.plan.storage(weight)
-    if storage.format == "fp32" or (_is_static(storage.activations) and not builder.dialect.mixes_scales):
-        return "fp32"
-    return builder.floats
-
-
-def _is_static(activations: str) -> bool:
-    return activations in STATIC_ACTIVATIONS
+    wide = storage.format == "fp32" or storage.activations in STATIC_ACTIVATIONS
+    return "fp32" if wide else builder.floats
 
 
 def weight_matrix(builder: GraphBuilder, name: str, *, transposed: bool) -> ir.Value:
@@ -99,19 +95,10 @@ def _whole(builder: GraphBuilder, name: str, matrix: Matrix, *, transposed: bool
     """A matrix whose scale belongs to a row (INT8) or to all of it (FP8)."""
     codes = _add(builder, f"{name}.codes", whole_code_layout(matrix, transposed=transposed))
     shape = () if matrix.storage.format == "fp8" else (matrix.rows,)
-    dtype = DATA_TYPES["fp32" if builder.dialect.mixes_scales else builder.floats]
+    dtype = DATA_TYPES[builder.floats]
     scales = _add(builder, f"{name}.scales", row_scale_layout(matrix, *shape, dtype=dtype))
-    return dequantized(builder, f"{name}.dequantized", codes, scales, axis=1 if transposed else 0)
-
-
-def dequantized(
-    builder: GraphBuilder, name: str, codes: ir.Value, scales: ir.Value, axis: int | None = None
-) -> ir.Value:
-    """Codes and their FP32 scales as what the builder computes in."""
-    attributes = {} if axis is None else {"axis": axis}
-    if builder.floats != "fp32" and builder.dialect.mixes_scales:
-        attributes["output_dtype"] = DATA_TYPES[builder.floats]
-    value: ir.Value = builder.op(name, "DequantizeLinear", [codes, scales], **attributes)
+    axis = 1 if transposed else 0
+    value: ir.Value = builder.op(f"{name}.dequantized", "DequantizeLinear", [codes, scales], axis=axis)
     return value
 
 

@@ -12,16 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from nvlm_deploy.config.model import NvlmConfig, VisionConfig
-from nvlm_deploy.export.dialect import STANDARD_VISION, Dialect
+from nvlm_deploy.export.dialect import PROJECTOR, STANDARD_VISION, STREAM, Dialect
 from nvlm_deploy.export.graph import GraphBuilder
 from nvlm_deploy.export.matrices import WeightReader
 from nvlm_deploy.export.operators import Heads, attention, gelu, join_heads, rms_norm, split_heads
 from nvlm_deploy.export.weights import WeightSource
 from nvlm_deploy.preprocess.tiles import IMAGENET_MEAN, IMAGENET_STD
 from nvlm_deploy.quantization.plan import QuantizationPlan
-
-STREAM = "vision.stream"
-PROJECTOR = "projector"
 
 
 def build_vision(
@@ -31,15 +28,17 @@ def build_vision(
     builder = GraphBuilder("nvlm_vision", WeightSource(weights, plan), dialect)
     vision, side = config.vision, config.tile_size
     tiles = builder.input("tiles", ir.DataType.UINT8, ["tiles", side, side, vision.num_channels])
-    stream = dialect.of(STREAM)
+    stream, pixels = dialect.of(STREAM), _normalize(builder, tiles)
+    with builder.computing_in(dialect.patches):
+        patches = _patches(builder, vision, builder.cast("vision.typed", pixels, "fp32", dialect.patches))
     with builder.computing_in(stream):
-        pixels = builder.cast("vision.typed_pixels", _normalize(builder, tiles), "fp32", stream)
-        x = _embed_patches(builder, vision, pixels)
+        x = _sequence(builder, vision, builder.cast("vision.cast", patches, dialect.patches, stream))
         for layer in range(vision.num_layers):
             x = _layer(builder, vision, f"vision.layers.{layer}", x)
         x = _pixel_shuffle(builder, vision, x)
+        normed = _projector_norm(builder, config, x)
     with builder.computing_in(dialect.of(PROJECTOR)):
-        tokens = _project(builder, config, builder.cast("projector.input", x, stream, builder.floats))
+        tokens = _project(builder, builder.cast("projector.input", normed, stream, builder.floats))
         tokens = builder.cast("projector.output", tokens, builder.floats, "fp32")
     shape: list[int | str] = ["tiles", config.visual_tokens_per_tile, config.language.hidden_size]
     builder.output(tokens, "visual_tokens", ir.DataType.FLOAT, shape)
@@ -58,15 +57,21 @@ def _normalize(builder: GraphBuilder, tiles: ir.Value) -> ir.Value:
     return pixels
 
 
-def _embed_patches(builder: GraphBuilder, config: VisionConfig, pixels: ir.Value) -> ir.Value:
-    """[T, 3, S, S] -> [T, 1 + patches, C]: patch convolution, class token first, position embedding."""
+def _patches(builder: GraphBuilder, config: VisionConfig, pixels: ir.Value) -> ir.Value:
+    """[T, 3, S, S] -> [T, patches, C]: the patch convolution."""
     name, width, size = "vision.patch_embedding", config.hidden_size, config.patch_size
     weight = builder.parameter(f"{name}.weight")
     inputs = [pixels, weight, builder.parameter(f"{name}.bias")]
     grid = builder.op(name, "Conv", inputs, kernel_shape=[size, size], strides=[size, size])
     flat = builder.op("vision.flat", "Reshape", [grid, builder.integers(0, width, -1)])
-    patches = builder.op("vision.patches", "Transpose", [flat], perm=[0, 2, 1])
-    count = builder.op("vision.tile_count", "Shape", [pixels], start=0, end=1)
+    patches: ir.Value = builder.op("vision.patches", "Transpose", [flat], perm=[0, 2, 1])
+    return patches
+
+
+def _sequence(builder: GraphBuilder, config: VisionConfig, patches: ir.Value) -> ir.Value:
+    """[T, patches, C] -> [T, 1 + patches, C]: class token first, position embedding."""
+    width = config.hidden_size
+    count = builder.op("vision.tile_count", "Shape", [patches], start=0, end=1)
     class_shape = builder.op("vision.class_shape", "Concat", [count, builder.integers(1, width)], axis=0)
     token = builder.parameter("vision.class_embedding", (1, 1, width))
     tokens = builder.op("vision.class_tokens", "Expand", [token, class_shape])
@@ -132,10 +137,13 @@ def _pixel_shuffle(builder: GraphBuilder, config: VisionConfig, x: ir.Value) -> 
     return shuffled
 
 
-def _project(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> ir.Value:
-    norm = [x, builder.parameter("projector.norm.weight"), builder.parameter("projector.norm.bias")]
-    normed = builder.op(
-        "projector.norm", "LayerNormalization", norm, axis=-1, epsilon=config.projector_norm_eps
-    )
+def _projector_norm(builder: GraphBuilder, config: NvlmConfig, x: ir.Value) -> ir.Value:
+    inputs = [x, builder.parameter("projector.norm.weight"), builder.parameter("projector.norm.bias")]
+    epsilon = config.projector_norm_eps
+    value: ir.Value = builder.op("projector.norm", "LayerNormalization", inputs, axis=-1, epsilon=epsilon)
+    return value
+
+
+def _project(builder: GraphBuilder, normed: ir.Value) -> ir.Value:
     hidden = builder.linear("projector.fc1", normed)
     return builder.linear("projector.fc2", gelu(builder, "projector.gelu", hidden))

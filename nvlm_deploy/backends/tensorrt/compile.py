@@ -106,8 +106,9 @@ def _run(job: CompileJob) -> CompileResult:
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job.graph):
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise NvlmError("; ".join(errors) or "the parser refuses the graph")
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
+        raise NvlmError("; ".join(said) or "the parser refuses the graph")
     plan = builder.build_serialized_network(network, _config(trt, builder, job))
     if plan is None:
         raise NvlmError("the builder made no plan")

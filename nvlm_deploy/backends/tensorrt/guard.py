@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from nvlm_deploy.backends.tensorrt.rounding import compute
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.errors import VerificationError
-from nvlm_deploy.export.dialect import FloatType
-from nvlm_deploy.export.vision import PROJECTOR, STREAM
+from nvlm_deploy.export.dialect import PROJECTOR, STREAM, FloatType
 from nvlm_deploy.models.vision import VisionLayer
 from nvlm_deploy.preprocess import normalize_tiles
 from nvlm_deploy.quantization.streamed_model import StreamedModel
@@ -158,7 +157,8 @@ class _Tower:
         vision, projector = self._model.vision, self._model.projector
         names = self._streamed.parameters_of("vision")
         with self._streamed.loaded(name for name in names if not name.startswith("vision.layers.")):
-            yield STREAM, (vision.patch_embedding,), vision.embed, None
+            # A product is a result: tiles are rounded before the convolution.
+            yield STREAM, (vision.patch_embedding,), lambda pixels: vision.embed(1 * pixels), None
         for number in range(self._layers):
             name = f"vision.layers.{number}"
             layer = vision.layers[number]

@@ -6,10 +6,12 @@ Shapes: B rows of the batch, S new tokens, P logit positions, V visual tokens, C
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from nvlm_deploy.config.model import NvlmConfig
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]

@@ -23,6 +23,7 @@ _DTYPES: dict[FloatType, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+_MOVES = (torch.ops.aten.clone, torch.ops.aten.cat, torch.ops.aten._unsafe_view)
 _NORMS = (RMSNorm, nn.LayerNorm)
 
 
@@ -37,7 +38,7 @@ class Computed:
 def compute(
     block: Callable[[Tensor], Tensor], modules: Sequence[nn.Module], x: Tensor, floats: FloatType
 ) -> Computed:
-    """Run `block` on `x`, rounding everything to `floats`; `modules` are what it is made of.
+    """Run `block` on `x`, rounding every result to `floats`; `modules` are what it is made of.
 
     Magnitudes beyond the type become infinite, and the result with them.
     """
@@ -50,7 +51,7 @@ def compute(
         sdpa_kernel(SDPBackend.MATH),
         observer,
     ):
-        y = block(observer.rounded(x))
+        y = block(x)
     return Computed(y, observer.peak)
 
 
@@ -68,9 +69,9 @@ class _Rounding(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if self._inside_norm or not isinstance(out, Tensor) or out.dtype != torch.float32:
             return out
-        # A view has been seen when what it shows was made.
-        aliases = func._schema.returns[0].alias_info is not None
-        return out if aliases else self._seen(out)
+        # What is only moved has been seen when it was made.
+        moved = func._schema.returns[0].alias_info is not None or func.overloadpacket in _MOVES
+        return out if moved else self._seen(out)
 
     @contextmanager
     def around_norms(self, modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -92,14 +93,10 @@ class _Rounding(TorchDispatchMode):
                         stack.callback(each.register_forward_hook(leave).remove)
             yield
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """`x` as the type holds it, float32."""
-        return x if self.dtype == torch.float32 else x.to(self.dtype).float()
-
     def _seen(self, out: Tensor) -> Tensor:
         if out.numel():
             self.peak = max(self.peak, float(out.abs().max()))
-        return self.rounded(out)
+        return out if self.dtype == torch.float32 else out.to(self.dtype).float()
 
 
 @contextmanager

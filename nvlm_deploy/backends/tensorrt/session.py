@@ -200,13 +200,12 @@ class PlanDecoderSession:
     def _new_buffers(self) -> dict[str, Buffer]:
         """Memory for the largest inputs and logits; every step uses the beginning of it."""
         plan = self._plan
-        caches = ("past_", "present_", "new_key.", "new_value.")
+        caches = ("past_key.", "past_value.")
         sizes = {
             name: int(np.prod(plan.largest(name))) * plan.itemsize(name)
             for name in plan.names
             if plan.is_input(name) and not name.startswith(caches)
         }
-        # Lengths have a free dimension alone if there are several rows; the largest is known from the ids.
         sizes["logits"] = self._max_rows * self._max_positions * self._vocab_size * 4
         return {name: Buffer(self._device, size) for name, size in sizes.items()}
 
