@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,3 +261,15 @@ def test_how_processes_fail(code: str, error: type[NvlmError], said: str, tmp_pa
     with pytest.raises(error, match=said) as caught:
         run_process([sys.executable, "-c", code], "a stage", tmp_path)
     assert type(caught.value) is error
+
+
+def test_a_device_needs_no_exporter() -> None:
+    """The environment of a compiler pins its own packages: what a kit is written with is not asked for."""
+    code = (
+        "import sys; import nvlm_deploy.cli.compile, nvlm_deploy.pipeline.compile;"
+        "import nvlm_deploy.pipeline.verify_kit;"
+        "import nvlm_deploy.backends.tensorrt_llm.rank, nvlm_deploy.backends.tensorrt_llm.session;"
+        "print(sorted({'onnx', 'onnx_ir', 'onnxruntime', 'transformers', 'modelopt'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
