@@ -39,7 +39,7 @@ def compile_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Compile a build kit into an engine bundle, on the device that the kit is for.
+    """Compile a build kit into an engine bundle, on its device.
 
     KIT is what `nvlm-build engine` writes for devices whose engines cannot be compiled elsewhere. The device
     is looked at first, and everything that it lacks is named. A run that was stopped goes on behind its last

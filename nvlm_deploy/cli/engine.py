@@ -90,17 +90,23 @@ def engine(
     from nvlm_deploy.cli.output import note, print_json, progress_bars
     from nvlm_deploy.pipeline.engine import build_engine_bundle
     from nvlm_deploy.pipeline.plan import BuildRequest, plan_engine
+    from nvlm_deploy.planner import Parallel
 
-    plan = plan_engine(BuildRequest(checkpoint, recipe, target, output, overrides, calibration, device))
+    plan = plan_engine(
+        BuildRequest(checkpoint, recipe, target, output, overrides, calibration, device, Parallel(tp, pp))
+    )
     for text in plan.notes:
         note(text)
     if dry_run:
         print_json(plan.to_dict()) if as_json else _print_plan(plan)
+        plan.device.require_fit()
         return
     released = None if no_verify else against or plan.released
-    ranks = (tp, pp)
-    if _as_kit(plan, ranks, kit):
-        _write_kit(plan, ranks, released, device, as_json)
+    if kit or _says_why_a_kit(plan):
+        _write_kit(plan, released, device, as_json)
+        return
+    if plan.target.backend == "tensorrt_llm":
+        _build_through_kit(plan, released, device, as_json)
         return
     with progress_bars() as progress:
         result = build_engine_bundle(plan, progress)
@@ -119,33 +125,38 @@ def engine(
         note(f"{len(report.checks)} checks against {released} passed")
 
 
-def _as_kit(plan: EnginePlan, ranks: tuple[int, int], asked: bool) -> bool:
-    """Whether the output is a kit; says why if nobody asked for one."""
+def _says_why_a_kit(plan: EnginePlan) -> bool:
+    """Whether the engine cannot be compiled here; says why."""
     from nvlm_deploy.cli.output import note
-    from nvlm_deploy.errors import UsageError
-    from nvlm_deploy.pipeline.kit import KIT_BACKENDS, missing_for
+    from nvlm_deploy.pipeline.kit import missing_for
 
-    backend, name = plan.target.backend, plan.target.name
-    if backend not in KIT_BACKENDS:
-        if asked or ranks != (1, 1):
-            option = "--kit" if asked else "--tp and --pp"
-            raise UsageError(f"{option}: {backend} engines for {name} need no device and run on one")
-        return False
     missing = missing_for(plan.target)
-    if missing and not asked:
-        note(f"engines for {name} cannot be compiled here, so this is a build kit: {missing[0]}")
-    return bool(missing) or asked or backend == "tensorrt_llm"
+    if missing:
+        note(f"engines for {plan.target.name} cannot be compiled here, so this is a build kit: {missing[0]}")
+    return bool(missing)
 
 
-def _write_kit(
-    plan: EnginePlan, ranks: tuple[int, int], released: Path | None, device: str, as_json: bool
-) -> None:
+def _build_through_kit(plan: EnginePlan, released: Path | None, device: str, as_json: bool) -> None:
+    from nvlm_deploy.cli.output import print_json, progress_bars
+    from nvlm_deploy.pipeline.build_here import build_through_kit
+    from nvlm_deploy.pipeline.kit import KitOptions
+
+    with progress_bars() as progress:
+        result, report = build_through_kit(plan, KitOptions(released, device), progress)
+    if as_json:
+        print_json({**result.to_dict(), "verification": report.summary() if report else None})
+    else:
+        _print_result(plan, result)
+    if report is not None:
+        report.require_passed()
+
+
+def _write_kit(plan: EnginePlan, released: Path | None, device: str, as_json: bool) -> None:
     from nvlm_deploy.cli.output import human_bytes, note, print_json, progress_bars
-    from nvlm_deploy.export.tensorrt_llm import Parallel
     from nvlm_deploy.pipeline.kit import KitOptions, write_kit
 
     with progress_bars() as progress:
-        result = write_kit(plan, KitOptions(Parallel(*ranks), released, device), progress)
+        result = write_kit(plan, KitOptions(released, device), progress)
     if released is None:
         note("the kit has no probes: give --against the released checkpoint, and leave out --no-verify")
     if as_json:
@@ -173,11 +184,21 @@ def _print_plan(plan: EnginePlan) -> None:
             ("target", f"{plan.target.name}: {plan.target.description}"),
             ("context", f"{plan.context:,} tokens"),
             ("disk", f"{human_bytes(plan.disk_needed)} needed, {human_bytes(plan.disk_free)} free"),
+            ("memory", _memory(plan)),
             ("files", ", ".join(plan.files)),
         ]
     )
     click.echo()
     print_sizes(plan.sizes)
+
+
+def _memory(plan: EnginePlan) -> str:
+    from nvlm_deploy.cli.output import human_bytes
+
+    usable, needed = plan.target.usable_bytes, human_bytes(plan.device.memory.total)
+    if usable is None:
+        return f"{needed} to run; that of {plan.target.name} is not known"
+    return f"{needed} to run, {human_bytes(usable)} usable: {'fits' if plan.device.fits else 'does not fit'}"
 
 
 def _print_result(plan: EnginePlan, result: BuildResult) -> None:

@@ -87,7 +87,7 @@ def _one(question: Question, recipe: str, overrides: list[str], as_json: bool) -
         print_plan(plan)
         for text in plan.notes:
             note(text)
-    require_fit(plan)
+    plan.require_fit()
 
 
 def _all(question: Question, as_json: bool) -> None:
@@ -96,10 +96,9 @@ def _all(question: Question, as_json: bool) -> None:
     from nvlm_deploy.planner import rank_recipes, with_hints
 
     ranking = rank_recipes(question)
-    first = ranking.plans[0] if ranking.plans else None
+    first = with_hints(question, ranking.plans[0], ranking) if ranking.plans else None
     if as_json:
-        head = with_hints(question, first).to_dict() if first else {"fits": False}
-        print_json({**head, "ranking": ranking.to_dict()})
+        print_json({**(first.to_dict() if first else {"fits": False}), "ranking": ranking.to_dict()})
     else:
         _print_ranking(ranking)
         for text in first.notes if first else ():
@@ -107,20 +106,8 @@ def _all(question: Question, as_json: bool) -> None:
     if ranking.best is None:
         raise UnsuitableError(
             f"no recipe fits {question.target.name}",
-            hint=(with_hints(question, first).hints or (None,))[-1] if first else None,
+            hint=first.hints[-1] if first and first.hints else None,
         )
-
-
-def require_fit(plan: DevicePlan) -> None:
-    """Refuse a plan that does not fit.
-
-    Raises:
-        UnsuitableError: with its first reason, and with what would fit.
-    """
-    from nvlm_deploy.errors import UnsuitableError
-
-    if not plan.fits:
-        raise UnsuitableError(plan.reasons[0], hint="; ".join(plan.hints) or None)
 
 
 def print_plan(plan: DevicePlan) -> None:
@@ -162,7 +149,7 @@ def _memory_rows(plan: DevicePlan) -> list[tuple[str, str]]:
         ("build: host", human_bytes(plan.build.host_bytes)),
         ("build: device", human_bytes(plan.build.device_bytes)),
         ("opening: host, file read whole", human_bytes(plan.opening.host_bytes)),
-        ("disk", human_bytes(plan.disk)),
+        ("disk", human_bytes(plan.files.total)),
     ]
     return rows
 

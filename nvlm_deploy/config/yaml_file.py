@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import yaml
@@ -33,6 +35,12 @@ def parse_mapping(text: str, source: str) -> dict[str, Any]:
     Raises:
         NvlmError: a syntax error or a repeated key (with its line), or something else than a mapping.
     """
+    return copy.deepcopy(_parsed(text, source))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    """The mapping, parsed once: plans read the whole catalog, and every target its bases."""
     try:
         data = yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:

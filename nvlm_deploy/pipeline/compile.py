@@ -27,8 +27,9 @@ from nvlm_deploy.config.machine import Machine
 from nvlm_deploy.config.manifest import EngineManifest, FileEntry, collect_files, file_sha256
 from nvlm_deploy.config.strict_json import from_json, to_json
 from nvlm_deploy.errors import NvlmError, UnsuitableError
-from nvlm_deploy.pipeline.compile_plan import CompilePlan, Stage, preflight
+from nvlm_deploy.pipeline.compile_plan import PLAN_KEY, CompilePlan, Stage, preflight
 from nvlm_deploy.pipeline.engine import BuildResult
+from nvlm_deploy.pipeline.measured import PREDICTION_KEY, pair
 from nvlm_deploy.pipeline.memory_cap import memory_cap
 from nvlm_deploy.pipeline.resumable import ResumableWork, resumable_directory
 from nvlm_deploy.progress import ProgressCallback, no_progress
@@ -242,8 +243,30 @@ def _manifest(
         vision=sections["vision"],
         llm=sections["llm"],
         files=collect_files(result, progress),
-        results={**bundle.results, "compile": {"seconds": round(seconds, 3), "stages": stages}},
+        results={
+            **bundle.results,
+            PREDICTION_KEY: _side_by_side(bundle.results.get(PLAN_KEY), stages, result, seconds),
+            "compile": {"seconds": round(seconds, 3), "stages": stages},
+        },
     )
+
+
+def _side_by_side(
+    predicted: dict[str, Any] | None, stages: Sequence[Mapping[str, Any]], result: Path, seconds: float
+) -> dict[str, Any]:
+    """What the planner has predicted, and what the compilers took."""
+    files = (predicted or {}).get("files_bytes", {})
+    build = (predicted or {}).get("build", {})
+    sizes = {
+        part: sum(path.stat().st_size for path in (result / part).rglob("*") if path.is_file())
+        for part in ("vision", "llm")
+    }
+    peak = max(int(stage["peak_bytes"]) for stage in stages)
+    return {
+        **{f"{part}_bytes": pair(files.get(part), size) for part, size in sizes.items()},
+        "build_host_bytes": pair(build.get("host_bytes"), peak),
+        "build_s": pair(None, round(seconds, 3)),
+    }
 
 
 def _section(plan: CompilePlan, name: str, result: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +28,7 @@ from nvlm_deploy.config.manifest import (
 from nvlm_deploy.config.strict_json import to_json
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.pipeline.atomic import atomic_directory
+from nvlm_deploy.pipeline.measured import PREDICTION_KEY, BuildMeter, prediction_and_measurement
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.quantize import quantize_checkpoint
 from nvlm_deploy.progress import ProgressCallback, no_progress
@@ -65,9 +65,11 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
 
     Raises:
         UsageError: the output has appeared since the plan was made.
+        UnsuitableError: the target is known not to hold the engine.
         NvlmError: the disk is full, or a tensor cannot be stored as planned.
     """
-    start = time.perf_counter()
+    plan.device.require_fit()
+    meter = BuildMeter()
     weights, record = prepared_weights(plan, progress)
     manifest = settled_manifest(plan, record, plan.maker.tools())
     with atomic_directory(plan.output) as work:
@@ -80,11 +82,13 @@ def build_engine_bundle(plan: EnginePlan, progress: ProgressCallback = no_progre
             work,
             lambda part, tensor, done, total: progress(part, done, total),
         )
-        manifest = replace(manifest, **sections, files=collect_files(work, progress))
+        files = collect_files(work, progress)
+        results = {PREDICTION_KEY: prediction_and_measurement(plan.device, files, meter)}
+        manifest = replace(manifest, **sections, files=files, results=results)
         manifest.write(work)
     if plan.quantize is not None:
         shutil.rmtree(plan.quantize.output)
-    return BuildResult(plan.output, manifest, time.perf_counter() - start)
+    return BuildResult(plan.output, manifest, meter.seconds())
 
 
 def prepared_weights(

@@ -20,8 +20,7 @@ from nvlm_deploy.config.manifest import collect_files
 from nvlm_deploy.config.strict_json import from_json, to_json
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.doctor import System
-from nvlm_deploy.errors import UnsuitableError
-from nvlm_deploy.export.tensorrt_llm import Parallel
+from nvlm_deploy.errors import UsageError
 from nvlm_deploy.pipeline.compile_plan import PLAN_KEY, doctor_errors
 from nvlm_deploy.pipeline.engine import copy_files, prepared_weights, settled_manifest, tried_tiles
 from nvlm_deploy.pipeline.kit_page import kit_page
@@ -30,12 +29,9 @@ from nvlm_deploy.pipeline.kit_probes import PROBE_STAGE, make_probes
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.resumable import resumable_directory
 from nvlm_deploy.pipeline.verify_kit import PROBES_FOLDER
-from nvlm_deploy.planner import DevicePlan, Question, Workload
-from nvlm_deploy.planner import Parallel as PlannedParallel
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
 README_NAME = "README.md"
-_ONE_RANK = Parallel()
 # What the manifest says of itself already.
 _SAID_BEFORE = ("recipe", "target", "variant", "backend")
 # Backends whose engines are compiled on their device alone.
@@ -46,11 +42,10 @@ KIT_BACKENDS = ("tensorrt", "tensorrt_llm")
 class KitOptions:
     """What a kit has beside its plan.
 
-    parallel: ranks of the language model. reference: the checkpoint in full precision that probes are made
+    reference: the checkpoint in full precision that probes are made
     with; None leaves them out. device: where it computes.
     """
 
-    parallel: Parallel = _ONE_RANK
     reference: Path | None = None
     device: str = "cpu"
 
@@ -73,19 +68,20 @@ def write_kit(plan: EnginePlan, options: KitOptions, progress: ProgressCallback 
 
     Raises:
         UsageError: the output exists.
+        UsageError: engines of the backend need no kit.
         UnsuitableError: the engine does not fit the device, or the release of TensorRT-LLM cannot carry the
             checkpoint.
         NvlmError: the disk is full, or a tensor cannot be stored as planned.
     """
     start = time.perf_counter()
-    device = device_plan(plan, options.parallel)
-    require_fit(device)
+    _require_kit_backend(plan.target)
+    plan.device.require_fit()
     weights, record = prepared_weights(plan, progress)
     results = {
-        PLAN_KEY: {name: value for name, value in device.to_dict().items() if name not in _SAID_BEFORE}
+        PLAN_KEY: {name: value for name, value in plan.device.to_dict().items() if name not in _SAID_BEFORE}
     }
     manifest = replace(settled_manifest(plan, record, {}), results=results)
-    writers = plan_parts(weights, plan.config, plan.quantization, _settings(plan), options.parallel)
+    writers = plan_parts(weights, plan.config, plan.quantization, _settings(plan), plan.device)
     key = {
         "manifest": to_json(manifest),
         "parts": [writer.key for writer in writers],
@@ -126,24 +122,11 @@ def _probes_key(options: KitOptions) -> str | None:
     return None if options.reference is None else str(options.reference.absolute())
 
 
-def device_plan(plan: EnginePlan, parallel: Parallel) -> DevicePlan:
-    """What the engine needs and reaches on its device.
-
-    Raises:
-        UsageError: heads or layers cannot be shared by so many ranks.
-    """
-    parallel.check(plan.config.language)
-    load = Workload(plan.config.max_tiles, plan.context, plan.target.limits.max_batch)
-    question = Question(plan.config, plan.target, PlannedParallel(parallel.tp, parallel.pp), load)
-    return question.plan_resolved(plan.recipe, plan.quantization)
-
-
-def require_fit(device: DevicePlan) -> None:
-    """Raise UnsuitableError if the engine cannot run on its device; names every reason."""
-    if not device.fits:
-        raise UnsuitableError(
-            "; ".join(device.reasons),
-            hint="; ".join(device.hints) or "nvlm-build plan shows what would fit",
+def _require_kit_backend(target: Target) -> None:
+    if target.backend not in KIT_BACKENDS:
+        raise UsageError(
+            f"{target.backend} engines for {target.name} are built anywhere: there are no kits for them",
+            hint="leave --kit out",
         )
 
 

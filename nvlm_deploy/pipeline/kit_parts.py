@@ -19,14 +19,11 @@ from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.kit import KitPart
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import Target
-from nvlm_deploy.errors import UsageError
 from nvlm_deploy.export import write_model
 from nvlm_deploy.export.tensorrt_llm import Parallel
 from nvlm_deploy.pipeline.export import ExportRequest
 from nvlm_deploy.pipeline.export_tensorrt_llm import DEFAULT_DTYPE, plan_tensorrt_llm
-from nvlm_deploy.planner import Parallel as PlannedParallel
-from nvlm_deploy.planner import Workload
-from nvlm_deploy.planner.memory import rank_memory
+from nvlm_deploy.planner import DevicePlan
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
 
@@ -137,28 +134,20 @@ def plan_parts(
     config: NvlmConfig,
     quantization: QuantizationPlan,
     settings: EngineSettings,
-    parallel: Parallel,
+    device: DevicePlan,
 ) -> tuple[KitWriter, ...]:
-    """Return the writers of a kit's parts; weights stay lazy.
-
-    Raises:
-        UsageError: ranks are asked for that the backend does not have, or heads or layers do not divide.
-    """
+    """Return the writers of a kit's parts, for the ranks of `device`; weights stay lazy."""
     target = settings.target
     assert target is not None, "kits are made for a target"
     context = settings.context_length
     vision = vision_graph("tensorrt", weights, config, quantization, settings)
     tower = GraphWriter(vision, config, target, context)
     if target.backend != "tensorrt_llm":
-        check_ranks(target, parallel)
         decoder = decoder_graph("tensorrt", weights, config, quantization, settings)
         return (tower, GraphWriter(decoder, config, target, context))
-    parallel.check(config.language)
+    parallel = Parallel(device.parallel.tp, device.parallel.pp)
     limits = engine_limits(config, target, context)
-    planned = PlannedParallel(parallel.tp, parallel.pp)
-    load = Workload(config.max_tiles, context, target.limits.max_batch)
-    memory = rank_memory(config, quantization, target, planned, load)
-    reserved = memory.vision_activations + memory.workspace
+    reserved = device.memory.vision_activations + device.memory.workspace
     release = release_of(target).name
     directory = weights.reader.directory
     return (tower, CheckpointWriter(directory, config, parallel, release, limits, reserved))
@@ -173,11 +162,3 @@ def engine_limits(config: NvlmConfig, target: Target, context: int) -> EngineLim
         tokens_per_tile=config.visual_tokens_per_tile,
         max_num_tokens=target.limits.max_num_tokens,
     )
-
-
-def check_ranks(target: Target, parallel: Parallel) -> None:
-    """Raise UsageError if several ranks are asked of a backend that has one."""
-    if parallel.world_size > 1:
-        raise UsageError(
-            f"{target.backend} engines run on one device", hint="--tp and --pp are for TensorRT-LLM"
-        )

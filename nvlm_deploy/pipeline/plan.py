@@ -28,6 +28,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     QuantizeRequest,
     plan_quantize,
 )
+from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, tokenizer_bytes, with_hints
 from nvlm_deploy.preprocess.prompt import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
@@ -38,6 +39,7 @@ TOKENIZER_NAME = "tokenizer.json"
 # Besides the tokenizer, which a checkpoint may hold in another form and a bundle has in this one.
 COPIED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 
+_ONE_RANK = Parallel()
 # Graphs without weights, tables of rotary angles, tokenizer, and what the file system adds.
 _OVERHEAD_BYTES = 64 << 20
 
@@ -48,7 +50,7 @@ class BuildRequest:
 
     checkpoint: as released, or quantized. recipe: a quantized checkpoint has its own. overrides:
     `key.path=value`, for the target with `target.` before them (`backend=` is the target's, too), for the
-    calibration set with `calibration.`.
+    calibration set with `calibration.`. parallel: ranks of the language model.
     """
 
     checkpoint: Path
@@ -58,6 +60,7 @@ class BuildRequest:
     overrides: tuple[str, ...] = ()
     calibration: str = DEFAULT_CALIBRATION
     device: str = "cpu"
+    parallel: Parallel = _ONE_RANK
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class EnginePlan:
 
     quantize: what makes the quantized checkpoint that `weights` stands for; None if it is there.
     calibration: the set whose tiles a 16-bit tower is tried with.
+    device: what the engine needs and reaches on its target; it may not fit.
     """
 
     output: Path
@@ -80,6 +84,7 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
+    device: DevicePlan
     calibration: str = DEFAULT_CALIBRATION
 
     @property
@@ -118,13 +123,9 @@ class EnginePlan:
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON."""
         return {
+            **self.device.to_dict(),
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
-            "variant": self.config.variant,
-            "backend": self.target.backend,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "target": self.target.model_dump(mode="json"),
-            "context": self.context,
             "sizes": [{"part": size.part, "before": size.before, "after": size.after} for size in self.sizes],
             "kept": [
                 {"tensor": name, "format": tensor.storage.format, "reason": tensor.kept}
@@ -134,7 +135,7 @@ class EnginePlan:
             "files": list(self.files),
             "disk_needed": self.disk_needed,
             "disk_free": self.disk_free,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.device.notes],
         }
 
 
@@ -170,6 +171,10 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     needed = _OVERHEAD_BYTES + maker.disk_bytes(quantization)
     if quantize is not None:
         needed += sum(part.after for part in quantize.sizes)
+    check_ranks(target, request.parallel)
+    request.parallel.check(config.language)
+    load = Workload(config.max_tiles, context, target.limits.max_batch)
+    question = Question(config, target, request.parallel, load, tokenizer_bytes(request.checkpoint))
     return EnginePlan(
         output=request.output,
         weights=weights,
@@ -184,7 +189,17 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
         notes=target.notes(),
         quantize=quantize,
         calibration=request.calibration,
+        device=with_hints(question, question.plan_resolved(recipe, resolved)),
     )
+
+
+def check_ranks(target: Target, parallel: Parallel) -> None:
+    """Raise UsageError if several ranks are asked of a backend that has one."""
+    if parallel.ranks > 1 and target.backend != "tensorrt_llm":
+        raise UsageError(
+            f"{target.backend} engines run on one device, not on {parallel.ranks}",
+            hint="--tp and --pp are for TensorRT-LLM",
+        )
 
 
 def _read_recipe(request: BuildRequest, weights: ModelWeights, overrides: Sequence[str]) -> Recipe:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import GIB, Target, capability
-from nvlm_deploy.planner.memory import RankMemory, language_rank_bytes
-from nvlm_deploy.planner.shards import Parallel
-from nvlm_deploy.planner.storage import resident_bytes
-from nvlm_deploy.planner.workload import Workload
-from nvlm_deploy.quantization.plan import QuantizationPlan
+from nvlm_deploy.planner.memory import RankMemory
+from nvlm_deploy.planner.sizes import Sizes
 
 # Python with torch and onnx, and the largest piece of a tensor that is converted at a time.
 _WRITER_BYTES = 700_000_000
@@ -57,20 +53,11 @@ class LoadMemory:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def build_memory(
-    config: NvlmConfig,
-    plan: QuantizationPlan,
-    target: Target,
-    parallel: Parallel,
-    load: Workload,
-    running: RankMemory,
-) -> BuildMemory:
+def build_memory(sizes: Sizes, target: Target, running: RankMemory) -> BuildMemory:
     """Memory of building the largest part of the engine."""
     if target.backend == "onnxruntime":
         return BuildMemory(_WRITER_BYTES, 0, 0.0, 0.0, _WRITER_SOURCE, None if target.gpu else True, None)
-    parts = resident_bytes(plan, config, target.backend, load.context)
-    language = language_rank_bytes(config, plan, target, parallel, load.context)
-    largest = max(language, parts.vision + parts.projector)
+    largest = max(*sizes.stages, sizes.tower)
     if target.backend == "tensorrt_rtx":
         host = int(_RTX_HOST_FACTOR * largest)
         return BuildMemory(host, 0, _RTX_HOST_FACTOR, 0.0, _RTX_SOURCE, *_verdict(target, host, 0))
@@ -89,17 +76,12 @@ def build_memory(
     )
 
 
-def load_memory(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, load: Workload, running: RankMemory
-) -> LoadMemory:
+def load_memory(sizes: Sizes, target: Target, running: RankMemory) -> LoadMemory:
     """Memory of opening an engine. A part's file is read whole before it is copied, unless it is mapped."""
-    parts = resident_bytes(plan, config, target.backend, load.context)
+    host = max(*sizes.stages, sizes.tower)
     if target.backend == "onnxruntime":
         # Weights are mapped, and kernels keep copies in their own order: both at once for the larger part.
-        host = running.total + max(parts.vision + parts.projector, parts.language)
-        return LoadMemory(0, host, host, False)
-    host = max(parts.vision + parts.projector, running.weights - parts.vision - parts.projector)
-    host = max(host, 0)
+        return LoadMemory(0, running.total + host, running.total + host, False)
     unified, usable = target.memory.unified, target.usable_bytes
     without_caches = running.weights + running.workspace + running.process
     too_much = unified and usable is not None and without_caches + host > usable

@@ -8,13 +8,16 @@ from typing import Any
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.config.target import GIB, Target
+from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.planner.build import BuildMemory, LoadMemory, build_memory, load_memory
+from nvlm_deploy.planner.files import FileBytes, bundle_files
 from nvlm_deploy.planner.largest import Largest, largest_that_fits
-from nvlm_deploy.planner.memory import RankMemory, kv_format, kv_per_token, rank_memory
+from nvlm_deploy.planner.memory import RankMemory, kv_per_token, rank_memory
 from nvlm_deploy.planner.roofline import NO_PREDICTION, Prediction, predict
 from nvlm_deploy.planner.shards import Parallel
-from nvlm_deploy.planner.storage import PartBytes, bundle_bytes, engine_bytes, recipe_bytes
-from nvlm_deploy.planner.workload import Workload, prompt_tokens
+from nvlm_deploy.planner.sizes import sum_sizes
+from nvlm_deploy.planner.storage import PartBytes
+from nvlm_deploy.planner.workload import Workload, prompt_tokens, shortest_context
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
 
@@ -34,7 +37,7 @@ class DevicePlan:
     load: Workload
     weights: PartBytes
     engine: PartBytes
-    disk: int
+    files: FileBytes
     kv_format: str
     kv_bytes_per_token: int
     memory: RankMemory
@@ -54,6 +57,15 @@ class DevicePlan:
     def kv_bytes(self) -> int:
         """Keys and values of the whole workload, on all ranks."""
         return self.kv_bytes_per_token * self.load.context * self.load.batch
+
+    def require_fit(self) -> None:
+        """Refuse a plan that does not fit.
+
+        Raises:
+            UnsuitableError: with the first reason, and with what would fit.
+        """
+        if not self.fits:
+            raise UnsuitableError(self.reasons[0], hint="; ".join(self.hints) or None)
 
     def to_dict(self) -> dict[str, Any]:
         """A structure of plain types for JSON; all sizes in bytes."""
@@ -75,7 +87,8 @@ class DevicePlan:
             "prompt_tokens": prompt_tokens(self.config, self.load.encoded_tiles),
             "weights_bytes": self.weights.to_dict(),
             "engine_bytes": self.engine.to_dict(),
-            "disk_bytes": self.disk,
+            "disk_bytes": self.files.total,
+            "files_bytes": self.files.to_dict(),
             "kv_format": self.kv_format,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes": self.kv_bytes,
@@ -103,27 +116,32 @@ def plan_on_device(
     load: Workload,
     parallel: Parallel,
     refusals: tuple[str, ...] = (),
+    tokenizer: int | None = None,
 ) -> DevicePlan:
-    """Plan one engine. `refusals` are reasons that are known already: nothing is predicted beside one."""
-    memory = rank_memory(config, quantization, target, parallel, load)
+    """Plan one engine. `refusals` are reasons that are known already: nothing is predicted beside one.
+
+    tokenizer: bytes of the checkpoint's tokenizer.json, if there is one.
+    """
+    sizes = sum_sizes(config, quantization, target, parallel)
+    memory = rank_memory(config, sizes, target, parallel, load)
     reasons = [*refusals, *_too_much(target, memory, parallel), *_too_short(config, load)]
-    prediction = NO_PREDICTION if refusals else predict(config, quantization, target, parallel, load)
-    opening = load_memory(config, quantization, target, load, memory)
-    build = build_memory(config, quantization, target, parallel, load, memory)
+    prediction = NO_PREDICTION if refusals else predict(config, quantization, sizes, target, parallel, load)
+    opening = load_memory(sizes, target, memory)
+    build = build_memory(sizes, target, memory)
     largest = None
     if not refusals and target.usable_bytes is not None:
-        largest = largest_that_fits(config, quantization, target, parallel, load)
+        largest = largest_that_fits(config, sizes, target, parallel, load)
     return DevicePlan(
         config=config,
         recipe=recipe,
         target=target,
         parallel=parallel,
         load=load,
-        weights=recipe_bytes(quantization, target.backend),
-        engine=engine_bytes(quantization, config, target.backend, load.context),
-        disk=bundle_bytes(quantization, config, target.backend, load.context),
-        kv_format=kv_format(quantization, target),
-        kv_bytes_per_token=kv_per_token(config, quantization, target, parallel),
+        weights=sizes.recipe,
+        engine=sizes.engine,
+        files=bundle_files(quantization, config, target.backend, load.context, tokenizer),
+        kv_format=sizes.kv_format,
+        kv_bytes_per_token=kv_per_token(config, sizes, parallel),
         memory=memory,
         build=build,
         opening=opening,
@@ -152,12 +170,12 @@ def _too_much(target: Target, memory: RankMemory, parallel: Parallel) -> list[st
 
 
 def _too_short(config: NvlmConfig, load: Workload) -> list[str]:
-    needed = prompt_tokens(config, load.encoded_tiles) + 1
+    needed = shortest_context(config, load.encoded_tiles)
     if load.context >= needed:
         return []
     return [
-        f"a context of {load.context:,} tokens cannot hold an image of {load.encoded_tiles} tiles with a "
-        f"question ({needed:,} tokens)"
+        f"a context of {load.context:,} tokens cannot hold an image of {load.encoded_tiles} tiles "
+        f"({needed:,} tokens)"
     ]
 
 

@@ -10,8 +10,8 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.planner.memory import rank_memory
 from nvlm_deploy.planner.shards import Parallel
-from nvlm_deploy.planner.workload import Workload, prompt_tokens
-from nvlm_deploy.quantization.plan import QuantizationPlan
+from nvlm_deploy.planner.sizes import Sizes
+from nvlm_deploy.planner.workload import Workload, shortest_context
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -38,18 +38,18 @@ class Largest:
 
 
 def largest_that_fits(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, load: Workload
+    config: NvlmConfig, sizes: Sizes, target: Target, parallel: Parallel, load: Workload
 ) -> Largest:
     """Search what `target` holds; its memory is known."""
     usable = target.usable_bytes
     assert usable is not None, "asked for targets whose memory is known"
 
     def fits(tried: Workload) -> bool:
-        enough = tried.context > prompt_tokens(config, tried.encoded_tiles)
-        return enough and rank_memory(config, plan, target, parallel, tried).total <= usable
+        enough = tried.context >= shortest_context(config, tried.encoded_tiles)
+        return enough and rank_memory(config, sizes, target, parallel, tried).total <= usable
 
     ceiling = config.language.max_position_embeddings
-    shortest = prompt_tokens(config, load.encoded_tiles) + 1
+    shortest = shortest_context(config, load.encoded_tiles)
 
     def context(batch: int) -> int | None:
         return _most(shortest, ceiling, lambda n: fits(replace(load, context=n, batch=batch)))

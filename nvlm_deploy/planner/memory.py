@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import GIB, Target
-from nvlm_deploy.planner.shards import Parallel, stage_bytes
-from nvlm_deploy.planner.storage import resident_bytes, rotary_bytes
+from nvlm_deploy.planner.shards import Parallel
+from nvlm_deploy.planner.sizes import Sizes
+from nvlm_deploy.planner.storage import rotary_bytes
 from nvlm_deploy.planner.workload import Workload, kv_bytes_per_token
-from nvlm_deploy.quantization.plan import QuantizationPlan
 
 _KV_BLOCK = 64
-_KV_BYTES = {"fp8": 1, "fp16": 2, "fp32": 4}
 # CUDA context, libraries and the Python process, where they share the device's memory.
 _PROCESS_BYTES = GIB // 2
 
@@ -37,33 +36,27 @@ class RankMemory:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def kv_format(plan: QuantizationPlan, target: Target) -> str:
-    """How keys and values are stored: FP8 if the recipe says so, else as the backend computes."""
-    if plan.kv_cache == "fp8":
-        return "fp8"
-    return "fp32" if target.backend == "onnxruntime" else "fp16"
-
-
-def kv_per_token(config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel) -> int:
+def kv_per_token(config: NvlmConfig, sizes: Sizes, parallel: Parallel) -> int:
     """Bytes of keys and values of one token, on all ranks; duplicated heads count as often as kept."""
     language = config.language
     heads = parallel.kv_heads(language) * parallel.tp
-    return kv_bytes_per_token(language, _KV_BYTES[kv_format(plan, target)], heads, language.num_layers)
+    return kv_bytes_per_token(language, sizes.kv_element, heads, language.num_layers)
 
 
 def rank_memory(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, load: Workload
+    config: NvlmConfig, sizes: Sizes, target: Target, parallel: Parallel, load: Workload
 ) -> RankMemory:
     """Memory of the rank that needs the most: of every stage rank 0 counts, which has tower and projector."""
-    weights = rank_weights(config, plan, target, parallel, load.context)
+    tables = rotary_bytes(config, load.context)
     tower = _tower_activations(config, target, load)
     stages = []
     for stage, layers in enumerate(parallel.layers(config.language)):
+        first = stage == 0
         stages.append(
             RankMemory(
-                weights=weights[stage],
-                kv_cache=_kv_cache(config, plan, target, parallel, load, layers),
-                vision_activations=tower if stage == 0 else 0,
+                weights=sizes.stages[stage] + tables + (sizes.tower if first else 0),
+                kv_cache=_kv_cache(config, sizes, parallel, load, layers),
+                vision_activations=tower if first else 0,
                 decoder_activations=_decoder_activations(config, target, parallel, load),
                 prompt_table=_prompt_table(config, target, load),
                 workspace=int(target.limits.workspace_gib * GIB),
@@ -73,42 +66,14 @@ def rank_memory(
     return max(stages, key=lambda rank: rank.total)
 
 
-def rank_weights(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, context: int
-) -> list[int]:
-    """Bytes of weights on the first rank of every stage."""
-    resident = resident_bytes(plan, config, target.backend, context)
-    if parallel.ranks == 1:
-        return [resident.total]
-    stages = stage_bytes(plan, config.language, parallel, rotary_bytes(config, context))
-    stages[0] += resident.vision + resident.projector
-    return stages
-
-
-def language_rank_bytes(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, context: int
-) -> int:
-    """Bytes of the largest language engine of one rank."""
-    if parallel.ranks == 1:
-        return resident_bytes(plan, config, target.backend, context).language
-    return max(stage_bytes(plan, config.language, parallel, rotary_bytes(config, context)))
-
-
 def _element(target: Target) -> int:
     return 4 if target.backend == "onnxruntime" else 2
 
 
-def _kv_cache(
-    config: NvlmConfig,
-    plan: QuantizationPlan,
-    target: Target,
-    parallel: Parallel,
-    load: Workload,
-    layers: int,
-) -> int:
+def _kv_cache(config: NvlmConfig, sizes: Sizes, parallel: Parallel, load: Workload, layers: int) -> int:
     blocks = -(-load.context // _KV_BLOCK)
-    element = _KV_BYTES[kv_format(plan, target)]
-    per_token = kv_bytes_per_token(config.language, element, parallel.kv_heads(config.language), layers)
+    heads = parallel.kv_heads(config.language)
+    per_token = kv_bytes_per_token(config.language, sizes.kv_element, heads, layers)
     return blocks * _KV_BLOCK * load.batch * per_token
 
 

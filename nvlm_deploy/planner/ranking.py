@@ -49,12 +49,14 @@ class Ranking:
         return rows
 
 
-def rank_recipes(question: Question) -> Ranking:
-    """Plan every shipped recipe and rank them."""
+def rank_recipes(question: Question, *, runnable: bool = False) -> Ranking:
+    """Plan every shipped recipe and rank them; `runnable`: only those that nothing but memory may refuse."""
     plans, refused = [], []
     for name in list_names("recipe"):
         try:
-            plans.append(question.plan(read_recipe(name, ())))
+            recipe = read_recipe(name, ())
+            if not runnable or not question.refusals(recipe):
+                plans.append(question.plan(recipe))
         except NvlmError as error:
             refused.append((name, error.message))
     return Ranking(tuple(sorted(plans, key=_order)), tuple(refused))

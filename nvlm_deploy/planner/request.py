@@ -14,8 +14,10 @@ from nvlm_deploy.config.suitability import check_backend, check_target
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.planner.device_plan import DevicePlan, plan_on_device
+from nvlm_deploy.planner.memory import rank_memory
 from nvlm_deploy.planner.shards import Parallel
-from nvlm_deploy.planner.workload import Workload
+from nvlm_deploy.planner.sizes import sum_sizes
+from nvlm_deploy.planner.workload import Workload, shortest_context
 from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
 
 
@@ -35,12 +37,16 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request with its files read: everything about it but the recipe."""
+    """A request with its files read: everything about it but the recipe.
+
+    tokenizer: bytes of the checkpoint's tokenizer.json; None without one.
+    """
 
     config: NvlmConfig
     target: Target
     parallel: Parallel
     load: Workload
+    tokenizer: int | None = None
 
     def plan(self, recipe: Recipe) -> DevicePlan:
         """Plan one recipe; what refuses it becomes a reason of the plan.
@@ -53,7 +59,7 @@ class Question:
 
     def plan_resolved(self, recipe: Recipe, quantization: QuantizationPlan) -> DevicePlan:
         """Plan a recipe that is resolved already."""
-        refusals = self._refusals(recipe)
+        refusals = self.refusals(recipe)
         plan = plan_on_device(
             self.config,
             quantization,
@@ -62,10 +68,21 @@ class Question:
             self.load,
             self.parallel,
             tuple(error.message for error in refusals),
+            self.tokenizer,
         )
         return replace(plan, hints=tuple(error.hint for error in refusals if error.hint))
 
-    def _refusals(self, recipe: Recipe) -> list[UnsuitableError]:
+    def fits(self, recipe: Recipe, quantization: QuantizationPlan) -> bool:
+        """Whether `plan_resolved` would fit, without the rest of it."""
+        if self.refusals(recipe):
+            return False
+        sizes = sum_sizes(self.config, quantization, self.target, self.parallel)
+        needed = rank_memory(self.config, sizes, self.target, self.parallel, self.load).total
+        usable = self.target.usable_bytes
+        enough = self.load.context >= shortest_context(self.config, self.load.encoded_tiles)
+        return enough and (usable is None or needed <= usable)
+
+    def refusals(self, recipe: Recipe) -> list[UnsuitableError]:
         """Everything but memory that speaks against it."""
         found = []
         # What no software can change comes first.
@@ -99,12 +116,18 @@ def read_question(request: PlanRequest) -> tuple[Question, list[str]]:
     tiles = _within("--max-tiles", request.tiles, config.max_tiles)
     context = _within("--context", request.context, limit, min(target.max_context, limit))
     load = Workload(tiles, context, request.batch)
-    return Question(config, target, request.parallel, load), of_recipe
+    return Question(config, target, request.parallel, load, tokenizer_bytes(request.source)), of_recipe
 
 
 def read_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """Read one recipe of the catalog, or a file."""
     return load_yaml_model("recipe", name, Recipe, overrides)
+
+
+def tokenizer_bytes(checkpoint: Path) -> int | None:
+    """Bytes of a checkpoint's tokenizer.json; None if it has none, or is a config alone."""
+    path = checkpoint / "tokenizer.json"
+    return path.stat().st_size if path.is_file() else None
 
 
 def _read_config(source: Path) -> NvlmConfig:

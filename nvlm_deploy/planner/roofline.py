@@ -13,16 +13,17 @@ from typing import Any
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.planner.memory import kv_per_token
-from nvlm_deploy.planner.shards import Parallel, stage_bytes
-from nvlm_deploy.planner.storage import resident_bytes
+from nvlm_deploy.planner.shards import Parallel
+from nvlm_deploy.planner.sizes import Sizes
 from nvlm_deploy.planner.workload import (
+    DecoderOperations,
     Workload,
-    prefill_operations,
+    decoder_operations,
     prompt_tokens,
     tile_counts,
     tower_operations,
 )
-from nvlm_deploy.quantization.plan import EMBEDDING, QuantizationPlan
+from nvlm_deploy.quantization.plan import QuantizationPlan
 
 _GIGA, _TERA = 1e9, 1e12
 
@@ -59,13 +60,16 @@ NO_PREDICTION = Prediction({}, None, None, 0, ())
 
 
 def predict(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, load: Workload
+    config: NvlmConfig,
+    plan: QuantizationPlan,
+    sizes: Sizes,
+    target: Target,
+    parallel: Parallel,
+    load: Workload,
 ) -> Prediction:
     """Predict what `plan` reaches on `target` for requests of at most `load`."""
-    resident = resident_bytes(plan, config, target.backend, load.context)
-    weights = _decoder_reads(config, plan, target, parallel, resident.language)
     tokens = min(prompt_tokens(config, load.encoded_tiles), load.context)
-    read = weights + tokens * load.batch * kv_per_token(config, plan, target, parallel)
+    read = sizes.step_reads + tokens * load.batch * kv_per_token(config, sizes, parallel)
     missing = _missing(target)
     step_s = None
     if target.bandwidth_gb_s is not None:
@@ -74,8 +78,12 @@ def predict(
         step_s = read / bandwidth / target.efficiency.decode
     ttft = {}
     if not missing:
+        reading = _reading_s(sizes, target, parallel)
+        tower_s = _tower_s(config, plan, target)
+        decoder = decoder_operations(config.language, plan)
         for tiles in tile_counts(config, load.tiles):
-            ttft[tiles] = 1000 * _first_token_s(config, plan, target, parallel, tiles, resident.total)
+            prefill_s = _prefill_s(decoder, target, parallel, prompt_tokens(config, tiles))
+            ttft[tiles] = 1000 * max(tiles * tower_s + prefill_s, reading)
     return Prediction(
         ttft_ms=ttft,
         decode_tokens_per_s=None if step_s is None else 1 / step_s,
@@ -85,26 +93,26 @@ def predict(
     )
 
 
-def _first_token_s(
-    config: NvlmConfig,
-    plan: QuantizationPlan,
-    target: Target,
-    parallel: Parallel,
-    tiles: int,
-    weights: int,
-) -> float:
-    assert target.bandwidth_gb_s is not None
-    tower = sum(
-        tiles * operations / _rate(target, precision, target.efficiency.vision)
+def _tower_s(config: NvlmConfig, plan: QuantizationPlan, target: Target) -> float:
+    """Seconds of tower and projector for one tile; one rank does it."""
+    return sum(
+        operations / _rate(target, precision, target.efficiency.vision)
         for precision, operations in tower_operations(config, plan).items()
     )
-    tokens = prompt_tokens(config, tiles)
-    prefill = sum(
+
+
+def _prefill_s(decoder: DecoderOperations, target: Target, parallel: Parallel, tokens: int) -> float:
+    return sum(
         operations / _rate(target, precision, target.efficiency.prefill) / parallel.tp
-        for precision, operations in prefill_operations(config, plan, tokens).items()
+        for precision, operations in decoder.prefill(tokens).items()
     )
-    reading = weights / (target.bandwidth_gb_s * _GIGA * parallel.tp) / target.efficiency.decode
-    return max(tower + prefill, reading)
+
+
+def _reading_s(sizes: Sizes, target: Target, parallel: Parallel) -> float:
+    """Seconds to read every weight once."""
+    assert target.bandwidth_gb_s is not None, "nothing is predicted without"
+    bandwidth = target.bandwidth_gb_s * _GIGA * target.efficiency.decode
+    return sizes.tower / bandwidth + sizes.step_reads / parallel.tp / bandwidth
 
 
 def _rate(target: Target, precision: str, efficiency: float) -> float:
@@ -115,18 +123,6 @@ def _rate(target: Target, precision: str, efficiency: float) -> float:
         precision = "fp16" if target.gpu else "int8"
     rate = rates.get(precision) or rates.get("fp16") or rates["fp32"]
     return rate * _TERA * efficiency
-
-
-def _decoder_reads(
-    config: NvlmConfig, plan: QuantizationPlan, target: Target, parallel: Parallel, language: int
-) -> int:
-    """Bytes of weights read for one step, over all ranks: all but the embedding, of which a row is."""
-    embedding = plan.tensors[EMBEDDING]
-    if parallel.ranks == 1:
-        shared = plan.shares_embedding
-        return language if shared else language - embedding.storage.nbytes(embedding.shape)
-    stages = stage_bytes(plan, config.language, parallel, 0)
-    return (sum(stages) - embedding.storage.nbytes(embedding.shape)) * parallel.tp
 
 
 def _missing(target: Target) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ class Parallel:
         return [whole + (stage < more) for stage in range(self.pp)]
 
 
-def stage_bytes(plan: QuantizationPlan, config: LanguageConfig, parallel: Parallel, tables: int) -> list[int]:
-    """Bytes of the language model that one rank of every stage keeps, with `tables` of rotations."""
+def stage_bytes(plan: QuantizationPlan, config: LanguageConfig, parallel: Parallel) -> list[int]:
+    """Bytes of the language model that one rank of every stage keeps."""
     layer_bytes = [0] * config.num_layers
     first = last = 0
     for tensor in plan.tensors.values():
@@ -74,7 +74,7 @@ def stage_bytes(plan: QuantizationPlan, config: LanguageConfig, parallel: Parall
             last += gpu_bytes(tensor, _piece(tensor, config, parallel.tp), plan)
     stages, start = [], 0
     for count in parallel.layers(config):
-        stages.append(sum(layer_bytes[start : start + count]) + tables)
+        stages.append(sum(layer_bytes[start : start + count]))
         start += count
     stages[0] += first
     stages[-1] += last

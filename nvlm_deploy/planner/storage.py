@@ -2,7 +2,7 @@
 
 A recipe's count is that of `nvlm-build recipes`: the quantized checkpoint that all engines are made of, with
 FP32 scales. Engines differ: the GPU backends keep scales and everything that is not quantized in 16 bits, and
-the rotation tables beside them; ONNX Runtime keeps what the recipe says, with whole pages for large tensors.
+the rotation tables beside them; ONNX Runtime keeps what the recipe says.
 """
 
 from __future__ import annotations
@@ -20,13 +20,6 @@ Shape = tuple[int, ...]
 
 _FLOAT16 = 2
 _FLOAT32 = 4
-# A tensor of the graph's data file begins on a page: half a page is lost on average.
-_HALF_PAGE = 2048
-# Nodes of a layer in the graph's own file, measured on graphs of this project.
-_VISION_NODES = 12_000
-_DECODER_NODES = 7_500
-# Manifest, tokenizer, configs and what does not grow with the model.
-_COMPANIONS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +49,11 @@ def recipe_bytes(plan: QuantizationPlan, backend: Backend) -> PartBytes:
     return _by_part(plan.tensors.values(), lambda tensor: plan.stored_bytes(tensor.name))
 
 
-def engine_bytes(plan: QuantizationPlan, config: NvlmConfig, backend: Backend, context: int) -> PartBytes:
-    """Weights and tables as an engine of `backend` keeps them on one device, all layers of it."""
+def engine_bytes(plan: QuantizationPlan, backend: Backend) -> PartBytes:
+    """Weights as an engine of `backend` keeps them, all layers of it, without the tables of rotations."""
     if backend == "onnxruntime":
-        weights = recipe_bytes(plan, backend)
-    else:
-        weights = _by_part(plan.tensors.values(), lambda tensor: gpu_bytes(tensor, tensor.shape, plan))
-    tables = rotary_bytes(config, context)
-    return PartBytes(weights.vision, weights.projector, weights.language + tables)
+        return recipe_bytes(plan, backend)
+    return _by_part(plan.tensors.values(), lambda tensor: gpu_bytes(tensor, tensor.shape, plan))
 
 
 def gpu_bytes(tensor: TensorPlan, shape: Shape, plan: QuantizationPlan) -> int:
@@ -82,23 +72,13 @@ def rotary_bytes(config: NvlmConfig, context: int) -> int:
     return context * config.language.head_dim * _FLOAT32
 
 
-def bundle_bytes(plan: QuantizationPlan, config: NvlmConfig, backend: Backend, context: int) -> int:
-    """Size of all files of a bundle."""
-    weights = engine_bytes(plan, config, backend, context).total
-    if backend != "onnxruntime":
-        return weights + _COMPANIONS
-    layers = (config.vision.num_layers, config.language.num_layers)
-    nodes = layers[0] * _VISION_NODES + layers[1] * _DECODER_NODES
-    return weights + nodes + _padding(plan) + _COMPANIONS
-
-
-def resident_bytes(plan: QuantizationPlan, config: NvlmConfig, backend: Backend, context: int) -> PartBytes:
+def resident_bytes(plan: QuantizationPlan, backend: Backend) -> PartBytes:
     """Weights as they lie in memory when an engine is open.
 
     ONNX Runtime's CPU kernels have no FP16 and no FP8: such matrices are widened to FP32 when it opens them.
     """
     if backend != "onnxruntime":
-        return engine_bytes(plan, config, backend, context)
+        return engine_bytes(plan, backend)
     plan = adapt(plan)
 
     def widened(tensor: TensorPlan) -> int:
@@ -106,8 +86,7 @@ def resident_bytes(plan: QuantizationPlan, config: NvlmConfig, backend: Backend,
             return math.prod(tensor.shape) * _FLOAT32
         return plan.stored_bytes(tensor.name)
 
-    weights = _by_part(plan.tensors.values(), widened)
-    return PartBytes(weights.vision, weights.projector, weights.language + rotary_bytes(config, context))
+    return _by_part(plan.tensors.values(), widened)
 
 
 def _by_part(tensors: Iterable[TensorPlan], size: Callable[[TensorPlan], int]) -> PartBytes:
@@ -127,13 +106,3 @@ def _gpu_scales(storage: Storage, rows: int, columns: int) -> int:
         return rows * _FLOAT32
     inputs = columns * _FLOAT16 if storage.algorithm == "awq" else 0
     return rows * storage.groups(columns) * _FLOAT16 + inputs
-
-
-def _padding(plan: QuantizationPlan) -> int:
-    """What the page boundaries of the data files cost on average; q, k and v are one tensor there."""
-    padding = 0
-    for tensor in plan.tensors.values():
-        fused = tensor.name.endswith(("k_proj.weight", "v_proj.weight"))
-        if tensor.matrix and not fused:
-            padding += _HALF_PAGE * (2 if tensor.storage.quantized else 1)
-    return padding

@@ -9,10 +9,11 @@ from nvlm_deploy.config.model import LanguageConfig, NvlmConfig
 from nvlm_deploy.quantization.plan import QuantizationPlan, TensorPlan
 
 # `<tile_k>` is five tokens. Around all tiles stand `<Image>` and `</Image>` with a line break, four tokens
-# after "><" has merged. Chat template and a question of 16 tokens have 32.
+# after "><" has merged. The chat template has 15.
 _TAG_TOKENS = 5
 _IMAGE_TOKENS = 4
-_QUESTION_TOKENS = 32
+_TEMPLATE_TOKENS = 15
+_QUESTION_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class Workload:
 
 
 def prompt_tokens(config: NvlmConfig, encoded_tiles: int) -> int:
-    """Tokens of a prompt with one image: 1,863 for seven tiles of NVLM-D-72B, with a question of 16."""
+    """Tokens of a prompt with one image and a question of 16: 1,862 for seven tiles of NVLM-D-72B."""
+    return shortest_context(config, encoded_tiles) - 1 + _QUESTION_TOKENS
+
+
+def shortest_context(config: NvlmConfig, encoded_tiles: int) -> int:
+    """Tokens of a prompt with one image and no question, and one of an answer."""
     per_tile = config.visual_tokens_per_tile + _TAG_TOKENS
-    return encoded_tiles * per_tile + _IMAGE_TOKENS + _QUESTION_TOKENS
+    return encoded_tiles * per_tile + _IMAGE_TOKENS + _TEMPLATE_TOKENS + 1
 
 
 def tile_counts(config: NvlmConfig, tiles: int) -> tuple[int, ...]:
@@ -48,30 +54,49 @@ def tile_counts(config: NvlmConfig, tiles: int) -> tuple[int, ...]:
 def tower_operations(config: NvlmConfig, plan: QuantizationPlan) -> dict[str, float]:
     """Operations (2 per multiply-add) of tower and projector for one tile, by the precision they run in."""
     vision = config.vision
-    total: dict[str, float] = {}
-    for tensor in plan.tensors.values():
-        if tensor.matrix and tensor.part in ("vision", "projector"):
-            tokens = vision.num_positions if tensor.part == "vision" else config.visual_tokens_per_tile
-            key = arithmetic(tensor)
-            total[key] = total.get(key, 0.0) + 2.0 * math.prod(tensor.shape) * tokens
-    scores = 4.0 * vision.num_positions**2 * vision.hidden_size * vision.num_layers
-    patches = 2.0 * vision.hidden_size * vision.num_channels * vision.patch_size**2 * vision.num_positions
-    total["fp16"] = total.get("fp16", 0.0) + scores + patches
+    total = {"fp16": 4.0 * vision.num_positions**2 * vision.hidden_size * vision.num_layers}
+    total["fp16"] += (
+        2.0 * vision.hidden_size * vision.num_channels * vision.patch_size**2 * vision.num_positions
+    )
+    for part, tokens in (("vision", vision.num_positions), ("projector", config.visual_tokens_per_tile)):
+        for precision, operations in _per_token(plan, part).items():
+            total[precision] = total.get(precision, 0.0) + tokens * operations
     return total
 
 
-def prefill_operations(config: NvlmConfig, plan: QuantizationPlan, tokens: int) -> dict[str, float]:
-    """Operations of the decoder for a prompt, by precision; logits of its last token only."""
-    language = config.language
+@dataclass(frozen=True, slots=True)
+class DecoderOperations:
+    """Operations of the decoder by precision: of one token in its layers, and of one row of logits.
+
+    attention: of one token for one that it attends to.
+    """
+
+    layers: dict[str, float]
+    logits: dict[str, float]
+    attention: float
+
+    def prefill(self, tokens: int) -> dict[str, float]:
+        """Operations for a prompt, with the logits of its last token."""
+        total = {precision: tokens * operations for precision, operations in self.layers.items()}
+        for precision, operations in self.logits.items():
+            total[precision] = total.get(precision, 0.0) + operations
+        # Causal: a token attends to half of the prompt on average.
+        total["fp16"] = total.get("fp16", 0.0) + self.attention * tokens**2 / 2
+        return total
+
+
+def decoder_operations(config: LanguageConfig, plan: QuantizationPlan) -> DecoderOperations:
+    """Count the decoder's operations once."""
+    attention = 4.0 * config.q_size * config.num_layers
+    return DecoderOperations(_per_token(plan, "language"), _per_token(plan, "lm_head"), attention)
+
+
+def _per_token(plan: QuantizationPlan, part: str) -> dict[str, float]:
     total: dict[str, float] = {}
     for tensor in plan.tensors.values():
-        if not tensor.matrix or tensor.part not in ("language", "lm_head"):
-            continue
-        rows = tokens if tensor.part == "language" else 1
-        key = arithmetic(tensor)
-        total[key] = total.get(key, 0.0) + 2.0 * math.prod(tensor.shape) * rows
-    # Causal: every token attends to half of the prompt on average.
-    total["fp16"] = total.get("fp16", 0.0) + 2.0 * tokens**2 * language.q_size * language.num_layers
+        if tensor.matrix and tensor.part == part:
+            precision = arithmetic(tensor)
+            total[precision] = total.get(precision, 0.0) + 2.0 * math.prod(tensor.shape)
     return total
 
 

@@ -59,7 +59,7 @@ def test_a_figure_that_a_user_sets_says_so() -> None:
     assert "set by the user" not in load_target("cpu-x86").sources.values()
 
 
-@pytest.mark.parametrize("name", list_names("target"))
+@pytest.mark.parametrize("name", ["cpu-x86", "jetson-agx-orin-64gb", "l40s-48gb"])
 def test_every_section_of_numbers_has_a_source(name: str, tmp_path: Path) -> None:
     target = load_target(name)
     for key in target.sources:

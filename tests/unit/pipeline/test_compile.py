@@ -130,6 +130,9 @@ def test_a_bundle_of_all_stages(plan: CompilePlan) -> None:
     assert [stage["stage"] for stage in stages] == [stage.name for stage in plan.stages]
     assert all(stage["seconds"] > 0 for stage in stages)
     assert manifest.results["plan"]["fits"] is True
+    measured = manifest.results["prediction"]["llm_bytes"]
+    assert measured["measured"] == sum(e.size for e in manifest.files if e.path.startswith("llm/"))
+    assert measured["predicted"] > 0
     with pytest.raises(UsageError, match="no logits"):
         open_sessions(opened, SessionOptions())
 
