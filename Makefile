@@ -51,11 +51,7 @@ test-unit: $(READY) ## Run the unit tests: one to two minutes.
 test-integration: $(READY) ## Run the integration tests.
 	$(BIN)/python -m pytest tests/integration
 
-<<<<<<< HEAD
 test-memory: $(READY) ## Measure the peak memory of builds, and of quantizing and exporting at the widths of the 72B (14 GB; slow).
-=======
-test-memory: $(READY) ## Measure the peak memory of a build (2 GB) and of a quantization at the widths of the 72B (14 GB; slow).
->>>>>>> main
 	$(BIN)/python -m pytest -m slow tests/integration/test_memory.py
 
 lint: $(READY) ## Check style and types.
