@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo test test-unit test-integration test-memory lint format bench clean
+.PHONY: help setup demo test test-unit test-integration test-memory lint format bench bench-plans clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,9 @@ lint: $(READY) ## Check style and types.
 format: $(READY) ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-plans: $(READY) ## Compile TensorRT-RTX plans of a realistic shape for four GPUs; ten minutes, 6 GB of memory.
+	$(BIN)/nvlm-bench plans
 
 bench: $(READY) ## Measure prefill and decode against transformers; prints a table.
 	$(BIN)/nvlm-bench shapes

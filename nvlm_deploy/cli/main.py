@@ -82,7 +82,12 @@ BENCH = LazyGroup(
             "nvlm_deploy.cli.bench",
             "shapes",
             "Measure engines against transformers on random weights of a named shape.",
-        )
+        ),
+        "plans": Verb(
+            "nvlm_deploy.cli.bench_plans",
+            "plans",
+            "Compile TensorRT-RTX plans of a named shape: sizes and build times.",
+        ),
     },
     "Measure the speed of engines.",
 )

@@ -84,8 +84,8 @@ class EnginePlan:
     disk_free: int
     notes: tuple[str, ...]
     quantize: QuantizePlan | None
+    calibration: str
     device: DevicePlan
-    calibration: str = DEFAULT_CALIBRATION
 
     @property
     def checkpoint(self) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import nvlm_deploy
+from nvlm_deploy.backends.tensorrt.cuda import device_capability
 from nvlm_deploy.backends.tensorrt.profiles import Profile
 from nvlm_deploy.errors import NvlmError, UnsuitableError
 
@@ -29,6 +30,7 @@ _MODULES = {
 }
 # TensorRT 10 has weakly typed networks, too; TensorRT 11 has no others than these and may drop the flag.
 _STRONGLY_TYPED = "STRONGLY_TYPED"
+_OLDEST_TENSORRT = 10
 _FORBIDDEN_TYPES = "contains HW-specific datatypes"
 
 
@@ -50,12 +52,28 @@ class CompileJob:
 
 @dataclass(frozen=True, slots=True)
 class CompileResult:
-    """seconds: of parse and build. peak_bytes: of the process. version: of the library."""
+    """seconds: of parse and build. cpu_seconds, peak_bytes: of the process. version: of the library."""
 
     seconds: float
+    cpu_seconds: float
     bytes: int
     peak_bytes: int
     version: str
+
+
+def load_library(library: str) -> Any:
+    """Return the Python module of a library.
+
+    Raises:
+        UnsuitableError: it is not installed, or is older than what plans are compiled with.
+    """
+    trt = importlib.import_module(_MODULES[library]).load()
+    if library == "tensorrt" and int(trt.__version__.split(".")[0]) < _OLDEST_TENSORRT:
+        raise UnsuitableError(
+            f"TensorRT {trt.__version__} is here, and plans need {_OLDEST_TENSORRT}.0, which has INT4",
+            hint="JetPack 6.1 and newer have it",
+        )
+    return trt
 
 
 def compile_graph(job: CompileJob) -> CompileResult:
@@ -99,7 +117,8 @@ def _failure(job: CompileJob, done: subprocess.CompletedProcess[str]) -> NvlmErr
 
 
 def _run(job: CompileJob) -> CompileResult:
-    trt = importlib.import_module(_MODULES[job.library]).load()
+    trt = load_library(job.library)
+    _check_device(trt, job)
     start = time.perf_counter()
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -114,9 +133,26 @@ def _run(job: CompileJob) -> CompileResult:
         raise NvlmError("the builder made no plan")
     with Path(job.plan).open("wb") as file:
         file.write(plan)
-    # Kibibytes on Linux, of this process alone.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return CompileResult(round(time.perf_counter() - start, 3), int(plan.nbytes), peak, str(trt.__version__))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return CompileResult(
+        seconds=round(time.perf_counter() - start, 3),
+        cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
+        bytes=int(plan.nbytes),
+        # Linux counts in KiB.
+        peak_bytes=used.ru_maxrss * 1024,
+        version=str(trt.__version__),
+    )
+
+
+def _check_device(trt: Any, job: CompileJob) -> None:
+    """TensorRT compiles for the GPU that is here, TensorRT-RTX for the one that is named."""
+    if job.library == "tensorrt":
+        found = device_capability()
+        if found != job.sm:
+            raise UnsuitableError(
+                f"TensorRT compiles for the GPU that is here, whose compute capability is {found}, and the "
+                f"target's is {job.sm}"
+            )
 
 
 def _network_flags(trt: Any) -> int:

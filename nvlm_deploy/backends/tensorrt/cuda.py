@@ -10,10 +10,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nvlm_deploy.errors import NvlmError, UnsuitableError
+
+# Of the driver's CUdevice_attribute.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 class Device(Protocol):
@@ -64,7 +66,7 @@ class CudaDevice:
 
     def __init__(self) -> None:
         """Raise an UnsuitableError if there is no device, or no cuda-python."""
-        _require_driver()
+        _driver()
         self._cuda = _runtime()
         self.stream = int(self._call("cudaStreamCreate"))
 
@@ -135,24 +137,36 @@ class _Launch:
         self._device._call("cudaGraphLaunch", self._ready, self._device.stream)
 
 
-def contiguous(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """Return an array that can be uploaded as `dtype`."""
-    return np.ascontiguousarray(array, dtype)
+def device_capability() -> int:
+    """Return the compute capability of the first CUDA device, 89 for 8.9.
+
+    Raises:
+        UnsuitableError: there is none.
+    """
+    driver, value = _driver(), ctypes.c_int()
+    numbers = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
+            raise UnsuitableError("the CUDA driver does not say what the first device is")
+        numbers.append(value.value)
+    return 10 * numbers[0] + numbers[1]
 
 
-def _require_driver() -> None:
+def _driver() -> ctypes.CDLL:
+    """The driver, set up."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         status = None
     else:
         status = driver.cuInit(0)
-    if status != 0:
-        what = "no CUDA driver" if status is None else f"no CUDA device that works (error {status})"
-        raise UnsuitableError(
-            f"this machine has {what}, and TensorRT engines run on GPUs alone",
-            hint="open the bundle on its device; engines of ONNX Runtime run on any CPU",
-        )
+        if status == 0:
+            return driver
+    what = "no CUDA driver" if status is None else f"no CUDA device that works (error {status})"
+    raise UnsuitableError(
+        f"this machine has {what}, and TensorRT engines run on GPUs alone",
+        hint="open the bundle on its device; engines of ONNX Runtime run on any CPU",
+    )
 
 
 def _runtime() -> Any:

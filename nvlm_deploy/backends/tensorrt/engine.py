@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
 from nvlm_deploy.backends.sections import decoder_section, vision_section
-from nvlm_deploy.backends.tensorrt.compile import CompileJob, compile_graph
+from nvlm_deploy.backends.tensorrt.compile import CompileJob, compile_graph, load_library
 from nvlm_deploy.backends.tensorrt.dialects import Part, computes_in_16_bits, dialect_for
 from nvlm_deploy.backends.tensorrt.profiles import Ranges, decoder_ranges, vision_ranges
 from nvlm_deploy.backends.tensorrt.suitable import check_plan
@@ -102,6 +102,7 @@ class PlanMaker:
             NvlmError: the library refuses a graph, or its process ends.
         """
         self.check(config, plan, settings)
+        load_library(self.library)
         graphs = part_graphs(self.library, weights, config, plan, settings)
         return {graph.part: self._compile(graph, config, settings, output, progress) for graph in graphs}
 

@@ -11,10 +11,10 @@ from nvlm_deploy.backends.tensorrt.session import PlanDecoderSession, PlanVision
 
 
 def open_vision(path: Path, options: SessionOptions) -> PlanVisionSession:
-    """Open a vision plan; see `open_vision_session`."""
+    """Open a vision plan; see `open_vision_session`. Options are of CPUs."""
     return PlanVisionSession(load(), path, CudaDevice())
 
 
 def open_decoder(path: Path, options: SessionOptions) -> PlanDecoderSession:
-    """Open a decoder plan; see `open_decoder_session`."""
-    return PlanDecoderSession(load(), path, CudaDevice(), options)
+    """Open a decoder plan; see `open_decoder_session`. Options are of CPUs, pieces are the plan's."""
+    return PlanDecoderSession(load(), path, CudaDevice())

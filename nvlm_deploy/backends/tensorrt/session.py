@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache, SessionOptions
+from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache
 from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.backends.tensorrt.cache import CacheShape, DeviceKvCache
 from nvlm_deploy.backends.tensorrt.cuda import Buffer, Device
@@ -61,7 +61,7 @@ class PlanDecoderSession:
     the others.
     """
 
-    def __init__(self, trt: Any, path: Path, device: Device, options: SessionOptions) -> None:
+    def __init__(self, trt: Any, path: Path, device: Device) -> None:
         self._device, self._plan = device, PlanFile(trt, path, device)
         plan = self._plan
         self._in_place = "present_key.0" in plan.names

@@ -58,6 +58,8 @@ def _check_tensor(recipe: str, tensor: TensorPlan, target: Target) -> None:
         reason = "zero points, which TensorRT wants to be zero"
     elif storage.format == "int8" and storage.group_size:
         reason = "INT8 in groups, for which TensorRT has no kernels"
+    elif storage.group_size and tensor.shape[1] % storage.group_size:
+        reason = f"groups of {storage.group_size}, which do not divide its {tensor.shape[1]:,} inputs"
     elif "fp8" in (storage.format, storage.activations) and (target.sm or 0) < _FP8_SINCE:
         reason = (
             f"FP8, and {target.name} has compute capability {capability(target.sm or 0)}, older than "

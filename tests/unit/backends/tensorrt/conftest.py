@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from nvlm_deploy.backends.makers import EngineSettings
-from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.backends.tensorrt.engine import PartGraph, part_graphs
 from nvlm_deploy.backends.tensorrt.session import PlanDecoderSession, PlanVisionSession
 from nvlm_deploy.checkpoint import ModelWeights
@@ -49,7 +48,7 @@ def open_sessions(weights: ModelWeights, tmp_path_factory: pytest.TempPathFactor
             if graph.part == "vision":
                 sessions.append(PlanVisionSession(trt, path, device))
             else:
-                sessions.append(PlanDecoderSession(trt, path, device, SessionOptions()))
+                sessions.append(PlanDecoderSession(trt, path, device))
         return sessions[0], sessions[1], device
 
     return make
