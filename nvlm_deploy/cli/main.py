@@ -26,7 +26,9 @@ BUILD = LazyGroup(
             "Quantize a checkpoint layer by layer, calibrated on images.",
         ),
         "export": Verb(
-            "nvlm_deploy.cli.export", "export", "Write a checkpoint in the layout of another program."
+            "nvlm_deploy.cli.export",
+            "export",
+            "Write a checkpoint in the layout of another program, or check one.",
         ),
         "verify": Verb(
             "nvlm_deploy.cli.verify",
@@ -45,7 +47,9 @@ BUILD = LazyGroup(
         "recipes": Verb("nvlm_deploy.cli.recipes", "recipes", "List the recipes, or show one."),
         "targets": Verb("nvlm_deploy.cli.targets", "targets", "List the targets, or show one."),
         "doctor": Verb(
-            "nvlm_deploy.cli.doctor", "doctor", "Look at this machine: what is there, and what does not fit."
+            "nvlm_deploy.cli.doctor",
+            "doctor",
+            "Look at this machine: drivers, engine makers, versions, memory, disk.",
         ),
         "calibration": Verb(
             "nvlm_deploy.cli.calibration", "calibration", "List the calibration sets, or show one."
