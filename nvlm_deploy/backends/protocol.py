@@ -65,8 +65,8 @@ class VisionSession(Protocol):
     """Tiles to visual tokens."""
 
     @property
-    def facts(self) -> GraphFacts:
-        """What the engine says of itself."""
+    def facts(self) -> GraphFacts | None:
+        """What the engine says of itself; None if its format keeps too little to compare."""
 
     def encode(self, tiles: NDArray[np.uint8]) -> Float32:
         """RGB tiles uint8 [T, I, I, 3] -> visual tokens float32 [T, N, D]."""
@@ -76,8 +76,8 @@ class DecoderSession(Protocol):
     """Token ids and visual tokens to logits."""
 
     @property
-    def facts(self) -> GraphFacts:
-        """What the engine says of itself."""
+    def facts(self) -> GraphFacts | None:
+        """What the engine says of itself; None if its format keeps too little to compare."""
 
     @property
     def context_length(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nvlm_deploy.backends import (
     INFLIGHT_BACKENDS,
     DecoderSession,
+    GraphFacts,
     InflightSession,
     SessionOptions,
     VisionSession,
@@ -97,10 +98,16 @@ def open_sessions(bundle: Bundle, options: SessionOptions) -> tuple[VisionSessio
         )
     _check_machine(bundle)
     vision = open_vision_session(manifest.backend, directory / manifest.vision["model"], options)
-    _refuse(directory, manifest, graph_mismatches(manifest, "vision", vision.facts), VerificationError)
+    _check_graph(bundle, "vision", vision.facts)
     decoder = open_decoder_session(manifest.backend, directory / manifest.llm["model"], options)
-    _refuse(directory, manifest, graph_mismatches(manifest, "llm", decoder.facts), VerificationError)
+    _check_graph(bundle, "llm", decoder.facts)
     return vision, decoder
+
+
+def _check_graph(bundle: Bundle, part: str, facts: GraphFacts | None) -> None:
+    if facts is not None:
+        found = graph_mismatches(bundle.manifest, part, facts)
+        _refuse(bundle.directory, bundle.manifest, found, VerificationError)
 
 
 def _check_machine(bundle: Bundle) -> None:

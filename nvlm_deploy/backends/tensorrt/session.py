@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, Int32, Int64, KvCache
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache
 from nvlm_deploy.backends.step import Step, check_capacity
 from nvlm_deploy.backends.tensorrt.cache import CacheShape, DeviceKvCache
 from nvlm_deploy.backends.tensorrt.cuda import Buffer, Device
@@ -24,6 +24,8 @@ _TEXT = -1
 
 class PlanVisionSession:
     """Tiles to visual tokens, as many tiles at once as the plan takes."""
+
+    facts: GraphFacts | None = None
 
     def __init__(self, trt: Any, path: Path, device: Device) -> None:
         self._device = device
@@ -60,6 +62,8 @@ class PlanDecoderSession:
     values stay on the device: the plan writes them in place, or gives the new ones, which are copied behind
     the others.
     """
+
+    facts: GraphFacts | None = None
 
     def __init__(self, trt: Any, path: Path, device: Device) -> None:
         self._device, self._plan = device, PlanFile(trt, path, device)

@@ -57,9 +57,9 @@ def test_the_first_token_waits_for_tiles_and_prompt(plan_72b: Planner) -> None:
 def test_formats_run_at_the_rate_of_their_arithmetic(plan_72b: Planner) -> None:
     ttft = {
         recipe: plan_72b(recipe, "h200-141gb").prediction.ttft_ms[7]
-        for recipe in ("fp16", "int8-wo", "int8-sq", "fp8", "fp8-vit-fp8", "w4a8-awq")
+        for recipe in ("fp16", "int4-awq", "int8-sq", "fp8", "fp8-vit-fp8", "w4a8-awq")
     }
-    assert ttft["int8-wo"] == ttft["fp16"], "weights alone are widened to 16 bits"
+    assert ttft["int4-awq"] == ttft["fp16"], "weights alone are widened to 16 bits"
     assert ttft["fp8"] == ttft["int8-sq"] == ttft["w4a8-awq"]
     assert ttft["fp8-vit-fp8"] < ttft["fp8"] < ttft["fp16"]
 
