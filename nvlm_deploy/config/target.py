@@ -20,7 +20,16 @@ TARGET_PREFIX = "target."
 _BACKEND_OVERRIDE = "backend="
 _SET_BY_USER = "set by the user"
 # What a target is and how it is called; everything else is a fact that has a source.
-_NO_FACTS = {"name", "description", "architecture", "backends", "backend", "compute", "sources"}
+_NO_FACTS = {
+    "name",
+    "description",
+    "architecture",
+    "backends",
+    "backend",
+    "compute",
+    "decoder_profiles",
+    "sources",
+}
 
 
 class _Section(BaseModel):
@@ -95,6 +104,9 @@ class Target(_Section):
     tolerances: Tolerances
     efficiency: Efficiency
     compute: Literal["fp16", "bf16"] = Field(default="fp16", description="16 bits that engines compute in")
+    decoder_profiles: Literal[1, 2] = Field(
+        default=2, description="of TensorRT plans: prefill and decode apart, or one, which keeps weights once"
+    )
     max_context: int = Field(ge=1, description="ceiling for prompt and answer together, tokens")
     sources: dict[str, str]
 

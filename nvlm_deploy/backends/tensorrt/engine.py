@@ -174,7 +174,8 @@ def decoder_graph(
     target, context = _target(settings), settings.context_length
     decoder = dialect_for("llm", plan, _opset(target, library), target.compute)
     model = build_decoder(config.language, weights, plan, context, decoder)
-    ranges = decoder_ranges(config, context, target.limits.max_batch)
+    apart = target.decoder_profiles > 1
+    ranges = decoder_ranges(config, context, target.limits.max_batch, decode_apart=apart)
     return PartGraph("llm", model, decoder, ranges, _notes(decoder))
 
 

@@ -36,6 +36,11 @@ class PlanFile:
             )
         self.names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
 
+    @property
+    def profiles(self) -> int:
+        """Number of optimization profiles."""
+        return int(self._engine.num_optimization_profiles)
+
     def shape(self, name: str) -> Shape:
         """Shape of a tensor; -1 for free dimensions."""
         return tuple(self._engine.get_tensor_shape(name))

@@ -50,8 +50,14 @@ def vision_ranges(config: NvlmConfig, batch: int) -> tuple[Ranges, ...]:
     return (Ranges({"tiles": (1, whole, whole * batch)}),)
 
 
-def decoder_ranges(config: NvlmConfig, context: int, batch: int) -> tuple[Ranges, ...]:
-    """Two profiles: prefill in pieces of up to `PREFILL_TOKENS`, and decode of one token a row."""
+def decoder_ranges(
+    config: NvlmConfig, context: int, batch: int, *, decode_apart: bool = True
+) -> tuple[Ranges, ...]:
+    """Two profiles: prefill in pieces of up to `PREFILL_TOKENS`, and decode of one token a row.
+
+    Not `decode_apart`: the first serves for both. A profile has kernels of its own, and TensorRT-RTX keeps
+    16-bit and 8-bit weights once for each.
+    """
     piece = min(PREFILL_TOKENS, context)
     visual = min(piece, (config.max_tiles + 1) * config.visual_tokens_per_tile)
     rows, room = (1, 1, batch), (piece, max(piece, context // 2), context)
@@ -59,4 +65,5 @@ def decoder_ranges(config: NvlmConfig, context: int, batch: int) -> tuple[Ranges
     positions = (1, 1, min(MAX_POSITIONS, piece))
     prefill = {"sequence": (1, piece, piece), "visual": (1, visual, piece * batch), "positions": positions}
     decode = {"sequence": (1, 1, 1), "visual": (1, 1, 1), "positions": (1, 1, 1)}
-    return Ranges({**shared, **prefill}), Ranges({**shared, **decode})
+    ranges = Ranges({**shared, **prefill}), Ranges({**shared, **decode})
+    return ranges if decode_apart else ranges[:1]

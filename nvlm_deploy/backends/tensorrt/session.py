@@ -58,9 +58,9 @@ class PlanVisionSession:
 class PlanDecoderSession:
     """Token ids and visual tokens to logits.
 
-    Prompts go through the first profile in pieces, single tokens through the second as a CUDA graph. Keys and
-    values stay on the device: the plan writes them in place, or gives the new ones, which are copied behind
-    the others.
+    Prompts go through the first profile in pieces, single tokens through the second, if there is one, as a
+    CUDA graph. Keys and values stay on the device: the plan writes them in place, or gives the new ones, which
+    are copied behind the others.
     """
 
     facts: GraphFacts | None = None
@@ -78,7 +78,8 @@ class PlanDecoderSession:
         self._hidden_size, self._vocab_size = plan.shape("visual_tokens")[1], plan.shape("logits")[2]
         self._max_rows, self._piece = plan.largest("input_ids")
         self._max_positions = plan.largest("logit_positions")[1]
-        self._contexts = [plan.context(profile) for profile in (_PREFILL, _DECODE)]
+        last = plan.profiles - 1
+        self._contexts = [plan.context(min(profile, last)) for profile in (_PREFILL, _DECODE)]
         self._buffers = self._new_buffers()
         self._news = None if self._in_place else self._new_staging()
 

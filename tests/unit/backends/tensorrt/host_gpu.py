@@ -98,6 +98,7 @@ class _Engine:
         self.outputs = {value.name: value for value in self.session.get_outputs()}
         self._names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self._names)
+        self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]

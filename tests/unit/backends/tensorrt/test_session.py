@@ -65,11 +65,12 @@ def test_tiles_beyond_the_profile_are_encoded_in_parts(
         session.encode(tiles[:, :2])
 
 
+@pytest.mark.parametrize("profile_count", [1, 2])
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_prompt_of_several_pieces_and_single_tokens(
-    open_sessions: OpenSessions, model: NvlmD, name: str
+    open_sessions: OpenSessions, model: NvlmD, name: str, profile_count: int
 ) -> None:
-    _, session, device = open_sessions(*ENGINES[name])
+    _, session, device = open_sessions(*ENGINES[name], f"decoder_profiles={profile_count}")
     ids = np.random.default_rng(1).integers(0, session.vocab_size, 2 * PIECE + 5)
     logits = greedy(session, ids, 6)
     tokens = [int(row.argmax()) for row in logits[:-1]]
