@@ -59,8 +59,8 @@ class PlanDecoderSession:
     """Token ids and visual tokens to logits.
 
     Prompts go through the first profile in pieces, single tokens through the second, if there is one, as a
-    CUDA graph. Keys and values stay on the device: the plan writes them in place, or gives the new ones, which
-    are copied behind the others.
+    CUDA graph. Keys and values stay on the device: the plan writes them in place, or gives the new ones,
+    which are copied behind the others.
     """
 
     facts: GraphFacts | None = None
