@@ -14,8 +14,8 @@ ROUNDS = 10
 # A round that ends before the kill, or that is killed before its first layer, proves nothing.
 MIN_RESUMED = 5
 
-# Loads everything once and then forks, so that a kill falls into the work and not into the imports. A round is
-# killed some milliseconds after a random number of its layers is finished, however slow the machine is.
+# Loads everything once and then forks, so that a kill falls into the work and not into the imports. A round
+# is killed some milliseconds after a random number of its layers is finished, however slow the machine is.
 # Reports one JSON line per round: which layers were finished then, and how the next run ended.
 KILLER = """
 import json, os, random, signal, sys, time, warnings
