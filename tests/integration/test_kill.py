@@ -72,7 +72,11 @@ for number in range(rounds):
     clear()
 """
 
-MAIN = "from nvlm_deploy.cli.main import main; main()"
+# A shell that starts something in the background lets it ignore interrupts.
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from nvlm_deploy.cli.main import main; main()"
+)
 
 
 @pytest.mark.timeout(900)
