@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,9 @@ def bench_plans(
     context: int,
     directory: Path,
     progress: ProgressCallback,
+    forms: Mapping[Part, Sequence[str]] = FORMS,
 ) -> Iterator[PlanRow]:
-    """Compile both parts of a shape in every form for every compute capability; yield rows as they come.
+    """Compile both parts of a shape in all `forms` for every compute capability; yield rows as they come.
 
     Raises:
         UsageError: an unknown shape.
@@ -102,7 +103,7 @@ def bench_plans(
     sizes = SHAPES[shape] if isinstance(shape, str) else shape
     checkpoint = directory / "checkpoint"
     write_random_checkpoint(released_style_config(sizes), checkpoint)
-    jobs = [(part, form) for part in FORMS for form in FORMS[part]]
+    jobs = [(part, form) for part in forms for form in forms[part]]
     for number, (part, form) in enumerate(jobs, start=1):
         yield from _rows(checkpoint, part, form, capabilities, context, directory)
         progress("plans", number, len(jobs))

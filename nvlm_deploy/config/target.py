@@ -105,7 +105,7 @@ class Target(_Section):
     efficiency: Efficiency
     compute: Literal["fp16", "bf16"] = Field(default="fp16", description="16 bits that engines compute in")
     decoder_profiles: Literal[1, 2] = Field(
-        default=2, description="of TensorRT plans: prefill and decode apart, or one, which keeps weights once"
+        default=1, description="of TensorRT plans: 2 has prefill and decode apart, and weights twice"
     )
     max_context: int = Field(ge=1, description="ceiling for prompt and answer together, tokens")
     sources: dict[str, str]

@@ -32,6 +32,7 @@ from nvlm_deploy.runtime.manifest_checks import (
     file_mismatches,
     graph_mismatches,
     machine_mismatches,
+    require_gpu,
 )
 
 
@@ -130,7 +131,9 @@ def _check_graph(bundle: Bundle, part: str, facts: GraphFacts | None) -> None:
 def _check_machine(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.backend in COMPILED_BACKENDS:
-        _refuse(bundle.directory, manifest, machine_mismatches(manifest, Machine.here()), UnsuitableError)
+        machine = Machine.here()
+        require_gpu(bundle.directory, manifest, machine)
+        _refuse(bundle.directory, manifest, machine_mismatches(manifest, machine), UnsuitableError)
 
 
 def _refuse(directory: Path, manifest: EngineManifest, found: list[Mismatch], error: type[NvlmError]) -> None:

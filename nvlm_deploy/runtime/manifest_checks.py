@@ -7,6 +7,7 @@ value, with what was found instead, and with the command that builds the bundle 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nvlm_deploy.backends.protocol import GraphFacts
@@ -14,6 +15,7 @@ from nvlm_deploy.config.machine import Machine
 from nvlm_deploy.config.manifest import EngineManifest
 from nvlm_deploy.config.mismatch import ABSENT, Mismatch, differences, expect
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.errors import UnsuitableError
 
 # Their engines hold machine code: they run where they were built for, and nowhere else.
 COMPILED_BACKENDS = ("tensorrt", "tensorrt_llm", "tensorrt_rtx")
@@ -90,6 +92,20 @@ def graph_mismatches(manifest: EngineManifest, part: str, facts: GraphFacts) -> 
         made = f"{section.get('model', part)} was made with"
         found += differences(manifest.record(), facts.record, made)
     return found
+
+
+def require_gpu(bundle: Path, manifest: EngineManifest, machine: Machine) -> None:
+    """Refuse to open a compiled engine on a machine without a GPU, which no rebuild would change.
+
+    Raises:
+        UnsuitableError: names what it was compiled for.
+    """
+    if machine.sm is None:
+        name = manifest.target.get("name")
+        raise UnsuitableError(
+            f"{bundle} was compiled by {manifest.backend} for the GPU of {name}, and this machine has none",
+            hint="open it on that device; nvlm-build doctor says what a machine has",
+        )
 
 
 def machine_mismatches(manifest: EngineManifest, machine: Machine) -> list[Mismatch]:

@@ -16,8 +16,9 @@ ROUNDS = 10
 # A round that ends before the kill, or that is killed before its first layer, proves nothing.
 MIN_RESUMED = 5
 
-# Loads everything once and then forks, so that a kill falls into the work and not into the imports. Reports
-# one JSON line per round: which layers were finished when it was killed, and how the next run ended.
+# Loads everything once and then forks, so that a kill falls into the work and not into the imports. A round
+# is killed some milliseconds after a random number of its layers is finished, however slow the machine is.
+# Reports one JSON line per round: which layers were finished then, and how the next run ended.
 KILLER = """
 import json, os, random, signal, sys, time, warnings
 from pathlib import Path
@@ -42,15 +43,23 @@ def seconds(output):
 
 # The first one is slower than the rest: files are not in memory yet.
 duration = min(seconds(folder / name) for name in ("whole", "again"))
+steps = len(json.loads((folder / "whole" / "quantization.json").read_text())["steps"])
 random.seed(3)
+
+def wait_for(pieces, count):
+    end = time.monotonic() + 60
+    while len(list(pieces.glob("*.json"))) < count and time.monotonic() < end:
+        time.sleep(0.002)
+
 for number in range(rounds):
     output = folder / f"killed-{number}"
     child = start(output)
-    time.sleep(duration * random.uniform(0.2, 1))
+    pieces = folder / f".killed-{number}.unfinished" / "pieces"
+    wait_for(pieces, random.randrange(steps))
+    time.sleep(duration / steps * random.random())
     os.kill(child, signal.SIGKILL)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    pieces = sorted((folder / f".killed-{number}.unfinished" / "pieces").glob("*.json"))
-    notes = [json.loads(path.read_text()) for path in pieces]
+    notes = [json.loads(path.read_text()) for path in sorted(pieces.glob("*.json"))]
     existed = output.exists()
     status = 0 if existed else os.waitpid(start(output), 0)[1]
     finished = {note["step"]: note["seconds"] for note in notes}

@@ -49,14 +49,14 @@ def test_one_command_makes_what_two_make(tmp_path: Path, tiny_checkpoint: Path, 
 def test_an_engine_that_fails_keeps_the_quantized_checkpoint(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nvlm_deploy.pipeline import engine as stage
+    from nvlm_deploy.backends.onnxruntime import build as maker
     from nvlm_deploy.pipeline import quantize as quantize_stage
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("the power went out")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "build_engine", fail)
+        patched.setattr(maker, "build_engine", fail)
         assert engine(tiny_checkpoint, tmp_path / "bundle", "--recipe", RECIPE, *SMALL) == 1
     kept = tmp_path / ".bundle.quantized"
     assert json.loads((kept / "quantization.json").read_text())["recipe"]["name"] == RECIPE

@@ -247,7 +247,7 @@ def test_a_thumbnail_that_is_first_is_found(bundle: Path, monkeypatch: pytest.Mo
             replace(image, tiles=np.roll(image.tiles, 1, axis=0)) for image in preprocess_images(*arguments)
         ]
 
-    monkeypatch.setattr("nvlm_deploy.runtime.engine.preprocess_images", thumbnail_first)
+    monkeypatch.setattr("nvlm_deploy.runtime.prepare.preprocess_images", thumbnail_first)
     failed = failures(bundle)
     assert "the thumbnail is tile 1 of" in failed["tiles, inputs that differ"].note
     assert "and must be the last" in failed["tiles, inputs that differ"].note
