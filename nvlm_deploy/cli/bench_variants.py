@@ -56,7 +56,7 @@ def variants(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure NVLM-D, X and H of equal width side by side, on the same images.
+    """Measure NVLM-D, X and H of equal width side by side.
 
     Weights are random. Checkpoints and engines are made on the spot, in a temporary directory. What is
     measured: the time to the first token by tiles and by stage, decoding, memory, the engine's size.
