@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from nvlm_deploy.checkpoint.rules import Shape
 from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.checkpoint.weight_table import ReleasedTensor
 from nvlm_deploy.config.model import NvlmConfig, Variant
+from nvlm_deploy.config.strict_json import read_json_object
 from nvlm_deploy.errors import NvlmError
 
 _DEVIATION = 0.02
@@ -31,14 +31,7 @@ class PartSource:
     @classmethod
     def open(cls, directory: Path) -> PartSource:
         """Read `config.json` and the headers of all shards."""
-        path = directory / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise NvlmError(f"{path} cannot be read: {error}") from None
-        if not isinstance(config, dict):
-            raise NvlmError(f"{path} must hold a JSON object")
-        return cls(directory, ShardSet(directory), config)
+        return cls(directory, ShardSet(directory), read_json_object(directory / "config.json"))
 
     def section(self, name: str) -> dict[str, Any]:
         """The part's config: a section of a whole model's, or the file itself."""

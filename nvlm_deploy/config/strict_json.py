@@ -6,8 +6,10 @@ Standard library only: the runtime uses it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nvlm_deploy.errors import NvlmError, did_you_mean
@@ -79,3 +81,18 @@ def _expect(value: Any, kind: type, source: str, key: str) -> None:
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         where = f"{source}: {key}" if key else source
         raise NvlmError(f"{where} must be {_JSON_NAMES.get(kind, 'a number')}, not {value!r}")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        NvlmError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NvlmError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise NvlmError(f"{path} must hold a JSON object")
+    return value

@@ -12,6 +12,7 @@ import torch
 
 from nvlm_deploy.checkpoint.safetensors_file import DTYPE_NAMES, RELEASED_DTYPES
 from nvlm_deploy.checkpoint.shards import ShardSet
+from nvlm_deploy.config.strict_json import read_json_object
 from nvlm_deploy.errors import NvlmError, VerificationError
 from nvlm_deploy.export.serving.expected import Shape, expected
 from nvlm_deploy.export.serving.loaders import (
@@ -85,7 +86,7 @@ def check_directory(directory: Path, loader: Loader) -> ServingReport:
     Raises:
         NvlmError: config.json or the shards cannot be read at all.
     """
-    config = _read_config(directory)
+    config = read_json_object(directory / "config.json")
     findings = [*_check_model(config, loader, directory)]
     if any(finding.severity == "error" for finding in findings if finding.where == "architectures"):
         return ServingReport(directory, loader.title, 0, tuple(findings))
@@ -108,7 +109,7 @@ def check_unified(directory: Path) -> ServingReport:
     Raises:
         NvlmError: config.json cannot be read at all.
     """
-    texts = list(disagreements(read_quantization(directory), _read_config(directory)))
+    texts = list(disagreements(read_quantization(directory), read_json_object(directory / "config.json")))
     findings = [Finding("error", "quantization", text) for text in texts]
     count = 0
     try:
@@ -116,17 +117,6 @@ def check_unified(directory: Path) -> ServingReport:
     except NvlmError as error:
         findings.append(Finding("error", "tensors", error.message))
     return ServingReport(directory, "the unified layout", count, tuple(findings))
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NvlmError(f"{path} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise NvlmError(f"{path} must hold a JSON object")
-    return config
 
 
 def _check_model(config: Mapping[str, Any], loader: Loader, directory: Path) -> Iterator[Finding]:

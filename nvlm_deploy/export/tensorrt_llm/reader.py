@@ -5,15 +5,14 @@ Shapes: N output features, K input features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nvlm_deploy.checkpoint.safetensors_file import DTYPE_NAMES, TensorInfo, read_elements, read_header
+from nvlm_deploy.config.strict_json import read_json_object
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export.tensorrt_llm.config import CONFIG_NAME, QUANT_CONFIG_NAME, read_layout
 from nvlm_deploy.export.tensorrt_llm.shapes import expected_tensors
@@ -45,10 +44,10 @@ class TensorRtLlmReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        config = _read_json(directory / CONFIG_NAME)
-        record = _read_json(directory / RECORD_NAME)
+        config = read_json_object(directory / CONFIG_NAME)
+        record = read_json_object(directory / RECORD_NAME)
         by_layer = directory / QUANT_CONFIG_NAME
-        formats = _read_json(by_layer) if by_layer.exists() else None
+        formats = read_json_object(by_layer) if by_layer.exists() else None
         self.layout = read_layout(config, formats, record, str(directory))
         self._infos: dict[str, TensorInfo] = {}
         for rank in range(self.layout.parallel.world_size):
@@ -150,13 +149,3 @@ def _model_name(name: str) -> str:
     for released, model in _RENAMED.items():
         name = name.replace(released, model, 1)
     return name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NvlmError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise NvlmError(f"{path} must hold a JSON object")
-    return value
