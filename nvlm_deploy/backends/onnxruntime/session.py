@@ -17,14 +17,12 @@ from nvlm_deploy.backends.onnxruntime.cache import OrtKvCache
 from nvlm_deploy.backends.onnxruntime.library import device_memory, graph_facts, input_type, open_graph
 from nvlm_deploy.backends.protocol import (
     Float32,
-    Int32,
-    Int64,
-    KvCache,
     SeenTiles,
     SessionOptions,
     TileStates,
 )
 from nvlm_deploy.backends.step import Step, check_capacity
+from nvlm_deploy.backends.step_session import StepSession, check_tiles
 from nvlm_deploy.errors import NvlmError
 
 
@@ -39,11 +37,7 @@ class OrtVisionSession:
 
     def encode(self, tiles: NDArray[np.uint8]) -> Float32:
         """See `VisionSession.encode`."""
-        if tiles.dtype != np.uint8 or tiles.shape[1:] != self._tile_shape:
-            raise NvlmError(
-                f"tiles must be uint8 [tiles, {', '.join(map(str, self._tile_shape))}], "
-                f"not {tiles.dtype} {list(tiles.shape)}"
-            )
+        check_tiles(tiles, self._tile_shape)
         tokens_TND = np.empty((len(tiles), *self._token_shape), np.float32)
         for index in range(len(tiles)):
             tile = np.ascontiguousarray(tiles[index : index + 1])
@@ -76,8 +70,10 @@ class OrtTileSession:
         return TileStates(keys, values, made["tiles"])
 
 
-class OrtDecoderSession:
+class OrtDecoderSession(StepSession[OrtKvCache]):
     """Token ids and visual tokens to logits; keys and values are updated in place, on the device."""
+
+    cache_class = OrtKvCache
 
     def __init__(self, path: Path, options: SessionOptions, changed: bytes | None = None) -> None:
         """Open the graph at `path`, or `changed` in its place, with the weights beside `path`."""
@@ -101,49 +97,11 @@ class OrtDecoderSession:
         """Tokens per row that the engine was built for."""
         return self._context_length
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits per position."""
-        return self._vocab_size
-
     def new_cache(self, batch: int, capacity: int) -> OrtKvCache:
         """Return an empty cache for `batch` rows of up to `capacity` tokens."""
         check_capacity(capacity, self._context_length)
         shape = (batch, self._kv_heads, capacity, self._head_dim)
         return OrtKvCache.empty(self._layers, shape, self._cache_type, self._memory)
-
-    def run(
-        self,
-        input_ids: Int64,
-        new_lengths: Int32,
-        cache: KvCache,
-        visual_tokens: Float32 | None = None,
-        visual_index: Int64 | None = None,
-        logit_positions: Int64 | None = None,
-        tiles: SeenTiles | None = None,
-    ) -> Float32:
-        """See `DecoderSession.run`."""
-        if not isinstance(cache, OrtKvCache):
-            raise TypeError("a cache belongs to the session that made it")
-        step = Step.checked(
-            input_ids,
-            new_lengths,
-            visual_tokens,
-            visual_index,
-            logit_positions,
-            tiles,
-            hidden_size=self._hidden_size,
-            vocab_size=self._vocab_size,
-            tile_shape=self._tile_shape,
-        )
-        before_B = cache.lengths.copy()
-        step.check_room(cache)
-        try:
-            logits_BPV = self._run_rows(step, cache)
-        except BaseException:
-            cache.lengths[:] = before_B
-            raise
-        return logits_BPV[:, 0] if logit_positions is None else logits_BPV
 
     def _run_rows(self, step: Step, cache: OrtKvCache) -> Float32:
         """Run all rows at once where the attention kernel can, else one after the other.

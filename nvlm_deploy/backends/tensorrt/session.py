@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int32, Int64, KvCache, SeenTiles
+from nvlm_deploy.backends.protocol import Float32, GraphFacts, Int64
 from nvlm_deploy.backends.step import Step, check_capacity
+from nvlm_deploy.backends.step_session import StepSession, check_tiles
 from nvlm_deploy.backends.tensorrt.cache import CacheShape, DeviceKvCache
 from nvlm_deploy.backends.tensorrt.cuda import Buffer, Device
 from nvlm_deploy.backends.tensorrt.plan_file import Context, PlanFile
@@ -38,11 +39,7 @@ class PlanVisionSession:
 
     def encode(self, tiles: NDArray[np.uint8]) -> Float32:
         """See `VisionSession.encode`."""
-        if tiles.dtype != np.uint8 or tiles.shape[1:] != self._tile_shape:
-            raise NvlmError(
-                f"tiles must be uint8 [tiles, {', '.join(map(str, self._tile_shape))}], "
-                f"not {tiles.dtype} {list(tiles.shape)}"
-            )
+        check_tiles(tiles, self._tile_shape)
         tokens_TND = np.empty((len(tiles), *self._token_shape), np.float32)
         for start in range(0, len(tiles), self._most):
             some = np.ascontiguousarray(tiles[start : start + self._most])
@@ -55,13 +52,15 @@ class PlanVisionSession:
         return tokens_TND
 
 
-class PlanDecoderSession:
+class PlanDecoderSession(StepSession[DeviceKvCache]):
     """Token ids and visual tokens to logits.
 
     Prompts go through the first profile in pieces, single tokens through the second, if there is one, as a
     CUDA graph. Keys and values stay on the device: the plan writes them in place, or gives the new ones,
     which are copied behind the others.
     """
+
+    cache_class = DeviceKvCache
 
     facts: GraphFacts | None = None
 
@@ -88,11 +87,6 @@ class PlanDecoderSession:
         """Tokens per row that the engine was built for."""
         return self._cache.capacity
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits per position."""
-        return self._vocab_size
-
     def new_cache(self, batch: int, capacity: int) -> DeviceKvCache:
         """Return an empty cache for `batch` rows of at least `capacity` tokens.
 
@@ -108,38 +102,6 @@ class PlanDecoderSession:
         sizes = self._cache
         shape = CacheShape(sizes.layers, sizes.kv_heads, room, sizes.head_dim, sizes.itemsize)
         return DeviceKvCache.empty(self._device, shape, batch)
-
-    def run(
-        self,
-        input_ids: Int64,
-        new_lengths: Int32,
-        cache: KvCache,
-        visual_tokens: Float32 | None = None,
-        visual_index: Int64 | None = None,
-        logit_positions: Int64 | None = None,
-        tiles: SeenTiles | None = None,
-    ) -> Float32:
-        """See `DecoderSession.run`."""
-        if not isinstance(cache, DeviceKvCache):
-            raise TypeError("a cache belongs to the session that made it")
-        step = Step.checked(
-            input_ids,
-            new_lengths,
-            visual_tokens,
-            visual_index,
-            logit_positions,
-            tiles,
-            hidden_size=self._hidden_size,
-            vocab_size=self._vocab_size,
-        )
-        before_B = cache.lengths.copy()
-        step.check_room(cache)
-        try:
-            logits_BPV = self._run_rows(step, cache)
-        except BaseException:
-            cache.lengths[:] = before_B
-            raise
-        return logits_BPV[:, 0] if logit_positions is None else logits_BPV
 
     def _run_rows(self, step: Step, cache: DeviceKvCache) -> Float32:
         """Run all rows at once if they fit, padding included, else one after the other in pieces."""
