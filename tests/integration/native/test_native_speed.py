@@ -41,10 +41,7 @@ def test_tiling_is_three_times_as_fast(
     python_ms = min(_milliseconds(image, config) for _ in range(5))
     native_ms = float(probe.ask("time", "best", 448, 6, 5, path))
     probe.close()
-    print(
-        f"12 megapixels: Pillow {python_ms:.0f} ms, native {native_ms:.0f} ms, {python_ms / native_ms:.1f} x"
-    )
-    assert native_ms * 3 <= python_ms
+    assert native_ms * 3 <= python_ms, f"Pillow {python_ms:.0f} ms, native {native_ms:.0f} ms"
 
 
 def _milliseconds(image: Image.Image, config: NvlmConfig) -> float:
