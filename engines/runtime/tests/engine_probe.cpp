@@ -24,7 +24,7 @@
 
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 nvlm::Request request_of(const Json& line) {
     nvlm::Request request(line.value("prompt", ""));

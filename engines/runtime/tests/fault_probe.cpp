@@ -62,9 +62,9 @@ void call_all() {
     VOID(nvlm_cancellation_free, nullptr);
     VOID(nvlm_cancel, nullptr);
     VOID(nvlm_result_free, nullptr);
-    VOID(nvlm_version);
-    VOID(nvlm_last_error);
-    VOID(nvlm_last_hint);
+    VOID(nvlm_version, );
+    VOID(nvlm_last_error, );
+    VOID(nvlm_last_hint, );
 }
 
 }  // namespace

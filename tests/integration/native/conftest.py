@@ -25,7 +25,6 @@ PACKAGES = {
     "zlib.h": "zlib1g-dev",
     "openssl/evp.h": "libssl-dev",
     "nlohmann/json.hpp": "nlohmann-json3-dev",
-    "utf8proc.h": "libutf8proc-dev",
 }
 
 

@@ -97,13 +97,17 @@ void generate(nvlm_engine* engine, const nvlm_request* request, nvlm_text_callba
     Request wanted = request_of(given);
     Cancellation own;
     Cancellation& cancellation = given.cancellation == nullptr ? own : given.cancellation->cancellation;
+    bool stopped = false;
     if (callback != nullptr) {
         wanted.on_text = [&](std::string_view piece) {
-            if (callback(piece.data(), piece.size(), user) != 0) cancellation.cancel();
+            stopped = callback(piece.data(), piece.size(), user) != 0;
+            if (stopped) cancellation.cancel();
         };
     }
     auto made = std::make_unique<nvlm_result>();
     made->result = opened.generate(wanted, cancellation);
+    // The callback may have had enough at the very last piece.
+    if (stopped) cancellation.throw_if_requested();
     *result = made.release();
 }
 

@@ -27,8 +27,11 @@ Json parse_object(const std::string& text, const std::string& source) {
     Json value;
     try {
         value = Json::parse(text, limit);
-    } catch (const Json::exception& error) {
-        throw Error(Status::failure, source + " is not valid JSON: " + error.what());
+    } catch (const Json::parse_error& error) {
+        // The library's own words may quote half a character.
+        throw Error(Status::failure, source + " is not valid JSON, at byte " + std::to_string(error.byte));
+    } catch (const Json::exception&) {
+        throw Error(Status::failure, source + " is not valid JSON: a number is out of range");
     }
     if (!value.is_object()) throw Error(Status::failure, source + " must hold a JSON object");
     return value;

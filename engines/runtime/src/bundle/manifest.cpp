@@ -99,7 +99,7 @@ Manifest Manifest::read(const std::string& directory) {
     try {
         manifest.json_ = parse_object(text, manifest.path_);
     } catch (const Error& error) {
-        throw Error(Status::verification, std::string("it has changed since it was written: ") + error.what(),
+        throw Error(Status::verification, std::string(error.what()) + ": it has changed since it was written",
                     rebuild(Json::object()));
     }
     check_version(manifest.json_, manifest.path_);
