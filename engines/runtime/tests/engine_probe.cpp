@@ -58,7 +58,9 @@ Json parallel(const nvlm::Engine& engine, const Json& line) {
     }
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
-    for (int number = 0; number < line.at("threads").get<int>(); ++number) {
+    const int count = line.at("threads");
+    threads.reserve(static_cast<std::size_t>(count));
+    for (int number = 0; number < count; ++number) {
         threads.emplace_back([&, number] {
             for (int i = 0; i < line.at("repeats").get<int>(); ++i) {
                 const std::size_t which = static_cast<std::size_t>(number + i) % requests.size();

@@ -184,7 +184,10 @@ void Manifest::require_passed() const {
         throw Error(Status::verification, directory_ + " has not been verified", hint);
     }
     std::vector<std::string> lines;
-    for (const FileEntry& entry : files_) lines.push_back(entry.sha256 + " " + entry.path + "\n");
+    for (const FileEntry& entry : files_) {
+        std::string line = entry.sha256;
+        lines.push_back(line.append(" ").append(entry.path).append("\n"));
+    }
     std::sort(lines.begin(), lines.end());
     std::string all;
     for (const std::string& line : lines) all += line;

@@ -106,9 +106,7 @@ class JpegReader {
 };
 
 void expand_gray(const std::uint8_t* gray, std::uint8_t* rgb, int width) {
-    for (int x = 0; x < width; ++x) {
-        rgb[3 * x] = rgb[3 * x + 1] = rgb[3 * x + 2] = gray[x];
-    }
+    for (int x = 0; x < width; ++x, rgb += 3) rgb[0] = rgb[1] = rgb[2] = gray[x];
 }
 
 // Adobe's convention, which Pillow assumes: inks are stored inverted. Products are rounded as in Pillow.

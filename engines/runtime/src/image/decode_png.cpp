@@ -103,26 +103,29 @@ class PngReader {
 
 void map_palette(const std::uint8_t* indices, std::uint8_t* rgb, int width,
                  const std::vector<png_color>& palette) {
-    for (int x = 0; x < width; ++x) {
+    for (int x = 0; x < width; ++x, rgb += 3) {
         const png_color color = palette[indices[x]];
-        rgb[3 * x] = color.red;
-        rgb[3 * x + 1] = color.green;
-        rgb[3 * x + 2] = color.blue;
+        rgb[0] = color.red;
+        rgb[1] = color.green;
+        rgb[2] = color.blue;
     }
 }
 
 // Gray with or without alpha. Only gray of 16 bits without alpha is clipped: Pillow keeps its whole range.
 void expand_gray(const std::uint8_t* samples, std::uint8_t* rgb, int width, int channels, int size) {
     const bool clip = size == 2 && channels == 1;
-    for (int x = 0; x < width; ++x, samples += channels * size) {
+    const std::ptrdiff_t step = channels * std::ptrdiff_t{size};
+    for (int x = 0; x < width; ++x, samples += step, rgb += 3) {
         const std::uint8_t gray = clip ? (samples[0] != 0 ? 255 : samples[1]) : samples[0];
-        rgb[3 * x] = rgb[3 * x + 1] = rgb[3 * x + 2] = gray;
+        rgb[0] = rgb[1] = rgb[2] = gray;
     }
 }
 
 void take_color(const std::uint8_t* samples, std::uint8_t* rgb, int width, int channels, int size) {
-    for (int x = 0; x < width; ++x, samples += channels * size) {
-        for (int channel = 0; channel < 3; ++channel) rgb[3 * x + channel] = samples[channel * size];
+    for (int x = 0; x < width; ++x, samples += channels * std::ptrdiff_t{size}, rgb += 3) {
+        rgb[0] = samples[0];
+        rgb[1] = samples[size];
+        rgb[2] = samples[std::ptrdiff_t{2} * size];
     }
 }
 

@@ -34,6 +34,11 @@ struct Geometry {
     int max_taps() const { return static_cast<int>(std::ceil(support)) * 2 + 1; }
 };
 
+// As a cast does: towards zero, which is another rounding than `lround` has for numbers below -0.5.
+int truncated(double value) {
+    return static_cast<int>(value);
+}
+
 int padded_taps(int taps) {
     return (taps + 3) / 4 * 4;
 }
@@ -99,8 +104,8 @@ WeightTable::WeightTable(int in_size, int out_size, int begin, int end) {
     for (std::size_t i = 0; i < outputs; ++i) {
         const double center = (begin + static_cast<int>(i) + 0.5) * geometry.scale;
         const double inverse = 1.0 / geometry.filter_scale;
-        const int first = std::max(static_cast<int>(center - geometry.support + 0.5), 0);
-        const int count = std::min(static_cast<int>(center + geometry.support + 0.5), in_size) - first;
+        const int first = std::max(truncated(center - geometry.support + 0.5), 0);
+        const int count = std::min(truncated(center + geometry.support + 0.5), in_size) - first;
         double sum = 0.0;
         for (int tap = 0; tap < count; ++tap) {
             const double weight = bicubic((tap + first - center + 0.5) * inverse);
