@@ -30,7 +30,7 @@ from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.errors import UsageError, did_you_mean
 from nvlm_deploy.planner.workload import prompt_tokens
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.progress import ProgressCallback
 from nvlm_deploy.quantization.checkpoint import open_weights

@@ -29,7 +29,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     plan_quantize,
 )
 from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, tokenizer_bytes, with_hints
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.plan import QuantizationPlan, resolve

@@ -24,7 +24,7 @@ from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_fi
 from nvlm_deploy.config.mismatch import Mismatch, refuse
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError, VerificationError
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.runtime.manifest_checks import (
     COMPILED_BACKENDS,
