@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo test test-unit test-integration test-memory lint format bench bench-plans clean
+.PHONY: help setup demo test test-unit test-integration test-memory lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -65,6 +65,9 @@ format: $(READY) ## Format the code.
 
 bench-plans: $(READY) ## Compile TensorRT-RTX plans of a realistic shape for four GPUs; ten minutes, 6 GB of memory.
 	$(BIN)/nvlm-bench plans
+
+bench-variants: $(READY) ## Compare NVLM-D, X and H: speed, memory, training, accuracy; half an hour, 10 GB of memory.
+	$(BIN)/nvlm-bench variants $(addprefix --trained ,$(wildcard examples/nvlm-*-tiny)) -o build/variants
 
 bench: $(READY) ## Measure prefill and decode against transformers; prints a table.
 	$(BIN)/nvlm-bench shapes
