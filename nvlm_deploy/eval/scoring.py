@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from nvlm_deploy.errors import NvlmError
@@ -16,16 +17,20 @@ _FORM_HINT = 'a line is {"prediction": TEXT, "references": [TEXT, ...]}'
 
 @dataclass(slots=True)
 class Tally:
-    """Scores added up; `failures` are samples without a prediction, which score 0."""
+    """Scores of samples; `failures` of them have no prediction, and score 0."""
 
-    total: float = 0.0
-    samples: int = 0
+    scores: list[float] = field(default_factory=list)
     failures: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self.scores)
 
     @property
     def score(self) -> float:
         """The mean, 0 to 1."""
-        return self.total / self.samples
+        return fmean(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -73,8 +78,7 @@ def score_lines(metric: Metric, lines: Iterable[Record], by: str | None = None) 
         if by is not None:
             tallies.append(report.groups.setdefault(line.name(by), Tally()))
         for tally in tallies:
-            tally.samples += 1
-            tally.total += score or 0.0
+            tally.scores.append(score or 0.0)
             tally.failures += score is None
     return report
 

@@ -156,6 +156,7 @@ def test_strict_exact_match_changes_nothing_but_the_ends() -> None:
         (r"\frac { a } { b } + c", [r"\frac{a}{b}"], {"dataset_name": "HME100k"}, 1.0),
         (r"\frac { A } { b }", [r"\frac{a}{b}"], {"dataset_name": "HME100k"}, 0.0),  # case counts there
         ("x ^ 2", ["x^2"], {"type": "Handwritten Mathematical Expression Recognition"}, 1.0),
+        ("x ^ 2", ["x^2"], {"dataset": "HME100K"}, 1.0),
         ("x ^ 2", ["x^2"], {"dataset_name": "IAM"}, 0.0),
         ("X", ["x"], {"dataset_name": "IAM"}, 1.0),
     ],
