@@ -1,7 +1,7 @@
 """VQAv2 and TextVQA: ten answers to a question.
 
-Prompts here and in the other readers: facts of `run_text_generation.py` of Megatron-LM's NVLM example, whose
-system message is the default one.
+Prompts of these and the other readers are those of examples/multimodal/run_text_generation.py of Megatron-LM,
+at the release of NVLM; its system message is the default one of this project.
 """
 
 from __future__ import annotations
