@@ -42,16 +42,16 @@ class Parallel:
         self._check_heads(language, "this model")
         if cross is not None:
             self._check_heads(cross, "this model's cross-attention")
+        if cross is not None and self.pp > 1:
+            raise UnsuitableError(
+                f"--pp {self.pp}: TensorRT-LLM's decoder with cross-attention has no pipeline stages",
+                hint="use --tp alone for NVLM-X and NVLM-H",
+            )
         if layers % self.pp:
             fitting = [n for n in range(1, layers + 1) if layers % n == 0]
             raise UsageError(
                 f"--pp {self.pp} does not divide the {layers} layers of this model",
                 hint="it takes --pp " + ", ".join(map(str, fitting)),
-            )
-        if cross is not None and self.pp > 1:
-            raise UnsuitableError(
-                f"--pp {self.pp}: TensorRT-LLM's decoder with cross-attention has no pipeline stages",
-                hint="use --tp alone for NVLM-X and NVLM-H",
             )
 
     def _check_heads(self, attention: LanguageConfig | CrossAttentionConfig, owner: str) -> None:

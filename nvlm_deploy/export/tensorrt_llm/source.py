@@ -131,7 +131,7 @@ def _check_cross(source: LanguageSource, release: Release) -> None:
         )
     if source.fp8_cache:
         raise UnsuitableError(
-            f"the FP8 cache of an NVLM-{variant} would hold keys and values of tiles, too, whose scales were "
+            f"the FP8 cache of an NVLM-{variant} would hold keys and values of tiles, too, whose scales are "
             "never measured",
             hint="quantize with --set kv_cache=fp16",
         )

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ from .test_checkpoint import content, reference, same
 
 FORMS = ("16 bits", *STORAGES)
 # KV heads of its own, and all that an NVLM-X may have.
-OPTIONS = {"num_key_value_heads": 4, "gated_mlp": True, "attention_bias": True}
+OPTIONS: dict[str, object] = {"num_key_value_heads": 4, "gated_mlp": True, "attention_bias": True}
 CROSS_SHARING = (
     ("cross_attn.k_proj", "cross_attn.v_proj"),
     ("cross_attn.q_proj",),
@@ -58,8 +58,8 @@ CROSS_SHARING = (
 LAYER = "language_model.model.layers.1."
 
 
-def cross_config(variant: Literal["X", "H"] = "X", **options: object) -> dict[str, Any]:
-    config = cross_style_config(SHAPE, variant, [1], **options)
+def cross_config(options: dict[str, object]) -> dict[str, Any]:
+    config = cross_style_config(SHAPE, "X", [1], **options)
     config["llm_config"]["head_dim"] = HEAD_DIM
     return config
 
@@ -67,7 +67,7 @@ def cross_config(variant: Literal["X", "H"] = "X", **options: object) -> dict[st
 @pytest.fixture(scope="session")
 def released_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("cross") / "released"
-    write_random_checkpoint(cross_config(**OPTIONS), directory)
+    write_random_checkpoint(cross_config(OPTIONS), directory)
     return directory
 
 
@@ -190,7 +190,7 @@ def test_layers_are_counted_as_rows_of_caches(released_x: Path, export: Export) 
     assert config[CROSS_KEY]["self_rows"] == [0, 1]
     assert (config["embed_vocab_size"], config["vision_output_dim"]) == (SHAPE.vocab_size, SHAPE.hidden)
     assert "qwen_type" not in config
-    cross = NvlmConfig.from_dict(cross_config()).cross_attention
+    cross = NvlmConfig.from_dict(cross_config({})).cross_attention
     assert cross is not None
     seven = replace(cross, layers=(1, 3, 6))
     assert CacheRows.of(seven, 7) == CacheRows((0, 1, 3, 4, 6, 7, 8), (2, 5, 9))
@@ -217,7 +217,7 @@ def test_what_cannot_be_is_refused(released_x: Path, tmp_path: Path) -> None:
         ),
     }
     for name, (options, parallel, kind, message) in cases.items():
-        write_random_checkpoint(cross_config(**options), tmp_path / name)
+        write_random_checkpoint(cross_config(options), tmp_path / name)
         with pytest.raises(kind, match=message):
             plan(tmp_path / name, parallel=parallel)
 
