@@ -23,7 +23,8 @@ from nvlm_deploy.doctor import System
 from nvlm_deploy.errors import UsageError
 from nvlm_deploy.pipeline.compile_plan import PLAN_KEY, doctor_errors, language_settings
 from nvlm_deploy.pipeline.engine import copy_files, prepared_weights, settled_manifest, tried_tiles
-from nvlm_deploy.pipeline.kit_cross import CLASS_FILE, builder_command
+from nvlm_deploy.pipeline.export_tensorrt_llm import CLASS_FILE
+from nvlm_deploy.pipeline.kit_cross import builder_command
 from nvlm_deploy.pipeline.kit_page import kit_page
 from nvlm_deploy.pipeline.kit_parts import KitWriter, plan_parts
 from nvlm_deploy.pipeline.kit_probes import PROBE_STAGE, make_probes
@@ -126,7 +127,7 @@ def _settings(plan: EnginePlan) -> EngineSettings:
 
 def _builder(kit: BuildKit, directory: Path) -> str | None:
     """How TensorRT-LLM's own builder is called where a kit brings the model class for it."""
-    if not (directory / CLASS_FILE).exists():
+    if not (directory / kit.part("llm").source / CLASS_FILE).exists():
         return None
     arguments = language_settings(directory, kit)[2]
     assert arguments is not None, "the class is for a checkpoint of TensorRT-LLM"

@@ -1,13 +1,11 @@
-"""What a build kit of NVLM-X or NVLM-H has beside its parts: the model class, and the embeddings of tags.
+"""What a build kit of NVLM-X or NVLM-H has beside its parts: the builder's command, and embeddings of tags.
 
-The class is the file that TensorRT-LLM's builder imports (`trtllm-build --model_cls_file`). The tags of
-NVLM-H's tiles stand among keys, so whoever hands tiles to the engine needs their embeddings, which are in no
-engine.
+The tags of NVLM-H's tiles stand among keys, so whoever hands tiles to the engine needs their embeddings,
+which are in no engine.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,21 @@ from nvlm_deploy.backends.tensorrt_llm.build_config import BuildArguments
 from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.export.tensorrt_llm.cross_config import ARCHITECTURE
 from nvlm_deploy.export.tensorrt_llm.table import EMBEDDING
+from nvlm_deploy.pipeline.export_tensorrt_llm import CLASS_FILE
 
 Tags = Sequence[Sequence[int]]
 """Token ids of `<tile_1>`, `<tile_2>`, ... for NVLM-H; empty for NVLM-X, whose tags are text."""
 
-CLASS_FILE = "nvlm_mllama.py"
 TAGS_FILE = "tile_tags.safetensors"
-_CLASS_SOURCE = Path(__file__).parents[1] / "backends" / "tensorrt_llm" / CLASS_FILE
 
 
-def write_cross_files(directory: Path, checkpoint: Path, tags: Tags) -> None:
-    """Write both files into a kit. TAGS_FILE has `ids` int64 [n] and `embeddings` float32 [n, D]."""
-    shutil.copyfile(_CLASS_SOURCE, directory / CLASS_FILE)
-    if tags:
-        ids, shards = sorted({token for tag in tags for token in tag}), ShardSet(checkpoint)
-        width = shards.info(EMBEDDING).shape[1]
-        # The table is large, and few of its rows are wanted.
-        rows = [shards.read_elements(EMBEDDING, i * width, (i + 1) * width, torch.float32) for i in ids]
-        save_file({"ids": torch.tensor(ids), "embeddings": torch.stack(rows)}, directory / TAGS_FILE)
+def write_tags(directory: Path, checkpoint: Path, tags: Tags) -> None:
+    """Write TAGS_FILE into a kit: `ids` int64 [n] and `embeddings` float32 [n, D]."""
+    ids, shards = sorted({token for tag in tags for token in tag}), ShardSet(checkpoint)
+    width = shards.info(EMBEDDING).shape[1]
+    # The table is large, and few of its rows are wanted.
+    rows = [shards.read_elements(EMBEDDING, i * width, (i + 1) * width, torch.float32) for i in ids]
+    save_file({"ids": torch.tensor(ids), "embeddings": torch.stack(rows)}, directory / TAGS_FILE)
 
 
 def builder_command(arguments: BuildArguments) -> str:
@@ -46,7 +41,7 @@ def builder_command(arguments: BuildArguments) -> str:
     options = {
         "checkpoint_dir": ENGINE_FOLDER,
         "output_dir": "engine",
-        "model_cls_file": CLASS_FILE,
+        "model_cls_file": f"{ENGINE_FOLDER}/{CLASS_FILE}",
         "model_cls_name": ARCHITECTURE,
         **{name: arguments.build[name] for name in _BUILD if name in arguments.build},
         **{name: _SWITCH.get(value, value) for name, value in plugins.items()},

@@ -24,7 +24,7 @@ from nvlm_deploy.export import write_model
 from nvlm_deploy.export.tensorrt_llm import Parallel
 from nvlm_deploy.pipeline.export import ExportRequest
 from nvlm_deploy.pipeline.export_tensorrt_llm import DEFAULT_DTYPE, plan_tensorrt_llm
-from nvlm_deploy.pipeline.kit_cross import Tags, write_cross_files
+from nvlm_deploy.pipeline.kit_cross import Tags, write_tags
 from nvlm_deploy.planner import DevicePlan
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
@@ -104,8 +104,8 @@ class CheckpointWriter:
         options = {"tp": self.parallel.tp, "pp": self.parallel.pp, "version": self.version}
         plan = plan_tensorrt_llm(ExportRequest(self.checkpoint, output, options))
         plan.run(lambda stage, done, total: progress("llm", stage, done, total))
-        if self.config.cross_attention is not None:
-            write_cross_files(directory, self.checkpoint, self.tags)
+        if self.tags:
+            write_tags(directory, self.checkpoint, self.tags)
         return KitPart(
             "llm",
             "tensorrt_llm",

@@ -65,7 +65,7 @@ def test_a_kit_brings_the_model_class(
     config = NvlmConfig.from_directory(kit)
     assert "nothing asks them yet" in capsys.readouterr().err
     source = repository / "nvlm_deploy/backends/tensorrt_llm/nvlm_mllama.py"
-    assert (kit / "nvlm_mllama.py").read_bytes() == source.read_bytes()
+    assert (kit / "llm" / "nvlm_mllama.py").read_bytes() == source.read_bytes()
     page = (kit / "README.md").read_text()
     tiles, per_tile = config.max_tiles + 1, config.visual_tokens_per_tile
     tags = [Tokenizer.from_directory(kit).encode_text(f"<tile_{k}>") for k in range(1, tiles)]
