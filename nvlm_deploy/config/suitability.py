@@ -55,6 +55,29 @@ def check_cross_backend(config: NvlmConfig, target: Target) -> None:
     )
 
 
+def check_cross_caches(config: NvlmConfig, fp8_cache: bool) -> None:
+    """Refuse what TensorRT-LLM's caches cannot hold of tiles.
+
+    Raises:
+        UnsuitableError: heads of two widths, or a cache in FP8.
+    """
+    cross = config.cross_attention
+    if cross is None:
+        return
+    if cross.head_dim != config.language.head_dim:
+        raise UnsuitableError(
+            f"heads of cross-attention have {cross.head_dim} features and the decoder's "
+            f"{config.language.head_dim}: TensorRT-LLM's caches have one size of heads",
+            hint="onnxruntime makes engines of this checkpoint",
+        )
+    if fp8_cache:
+        raise UnsuitableError(
+            f"the FP8 cache of an NVLM-{config.variant} would hold keys and values of tiles, too, whose "
+            "scales are never measured",
+            hint="quantize with --set kv_cache=fp16",
+        )
+
+
 def check_cross_ranks(config: NvlmConfig, pp: int) -> None:
     """Refuse pipeline stages for models with cross-attention.
 

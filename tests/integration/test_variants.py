@@ -9,12 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.reader import CheckpointReader
 from nvlm_deploy.cli.main import run
+from nvlm_deploy.config.kit import BuildKit
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.eval.answerers import open_answerer
 from nvlm_deploy.export.tensorrt_llm import load_tensorrt_llm_model
-from nvlm_deploy.preprocess import Tokenizer
+from nvlm_deploy.preprocess import PromptBuilder, Tokenizer
+from nvlm_deploy.runtime.bundle import Bundle, open_engine
 from nvlm_deploy.synthetic.documents import samples
 
 
@@ -84,6 +88,11 @@ def test_a_kit_brings_the_model_class(
     assert plan["arguments"]["BuildConfig"]["max_encoder_input_len"] == entries
     assert plan["arguments"]["PluginConfig"]["use_paged_context_fmha"] is False
     assert not plan["probes"]
+    tokenizer = Tokenizer.from_directory(kit)
+    prompts = PromptBuilder(tokenizer, config)
+    bundle = Bundle(kit, BuildKit.read(kit).bundle, config, tokenizer, prompts)
+    with pytest.raises(UnsuitableError, match="does not hand tiles yet"):
+        open_engine(bundle, SessionOptions())
     assert run(["engine", str(checkpoint), *names, "--pp", "2", "-o", str(tmp_path / "two")]) == 3
     assert "has no pipeline stages" in capsys.readouterr().err
 

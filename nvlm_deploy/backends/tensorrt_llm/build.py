@@ -13,6 +13,7 @@ from nvlm_deploy.backends.tensorrt.suitable import check_plan
 from nvlm_deploy.backends.tensorrt_llm.interface import interface_of
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.suitability import check_cross_caches
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.export.tensorrt_llm import Release, find_release
@@ -40,8 +41,7 @@ def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) 
     release = release_of(target)
     tower = {name: tensor for name, tensor in plan.tensors.items() if tensor.part in _TOWER}
     check_plan("tensorrt", config, replace(plan, tensors=tower, kv_cache="fp16"), settings)
-    if config.cross_attention is not None:
-        _check_cross(config, plan)
+    check_cross_caches(config, plan.kv_cache == "fp8")
     if plan.kv_cache == "fp8" and not release.fp8:
         raise UnsuitableError(
             f"recipe {plan.recipe}: TensorRT-LLM {release.name} has no FP8 cache",
@@ -50,23 +50,6 @@ def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) 
     for tensor in plan.tensors.values():
         if tensor.part == "language" and tensor.matrix:
             _check_language(tensor, release)
-
-
-def _check_cross(config: NvlmConfig, plan: QuantizationPlan) -> None:
-    cross = config.cross_attention
-    assert cross is not None, "asked only where there is cross-attention"
-    if cross.head_dim != config.language.head_dim:
-        raise UnsuitableError(
-            f"heads of cross-attention have {cross.head_dim} features and the decoder's "
-            f"{config.language.head_dim}: TensorRT-LLM's caches have one size of heads",
-            hint="onnxruntime makes engines of this checkpoint",
-        )
-    if plan.kv_cache == "fp8":
-        raise UnsuitableError(
-            f"recipe {plan.recipe}: an FP8 cache would hold keys and values of tiles, too, whose scales are "
-            "never measured",
-            hint="use --set kv_cache=fp16",
-        )
 
 
 def files(config: NvlmConfig) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from nvlm_deploy.checkpoint.shards import ShardSet
 from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig, NvlmConfig
+from nvlm_deploy.config.suitability import check_cross_caches
 from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.export.tensorrt_llm.matrices import Fused, matrices_of
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
@@ -88,8 +89,13 @@ def plan_layout(
         UnsuitableError: the release has no such format, has one GPU only, or a matrix cannot be divided.
     """
     parallel.check(source.language, source.cross)
-    if source.cross is not None:
-        _check_cross(source, release)
+    if source.cross is not None and not release.cross_attention:
+        raise UnsuitableError(
+            f"this is an NVLM-{source.config.variant}, and TensorRT-LLM {release.name} has no decoder with "
+            "cross-attention",
+            hint="--version 1.2 has one; on a Jetson, onnxruntime makes engines of it: --target cpu-arm64",
+        )
+    check_cross_caches(source.config, source.fp8_cache)
     if parallel.world_size > 1 and not release.several_gpus:
         raise UnsuitableError(
             f"TensorRT-LLM {release.name} is built for one GPU, not for {parallel.world_size}",
@@ -112,29 +118,6 @@ def plan_layout(
     for layer in range(source.language.num_layers):
         check_divisible(layout, layer, release)
     return layout
-
-
-def _check_cross(source: LanguageSource, release: Release) -> None:
-    """What TensorRT-LLM's runtime wants of cross-attention, and what the release has of it."""
-    cross, variant = source.cross, source.config.variant
-    assert cross is not None, "asked only where there is cross-attention"
-    if not release.cross_attention:
-        raise UnsuitableError(
-            f"this is an NVLM-{variant}, and TensorRT-LLM {release.name} has no decoder with cross-attention",
-            hint="--version 1.2 has one; on a Jetson, onnxruntime makes engines of it: --target cpu-arm64",
-        )
-    if cross.head_dim != source.language.head_dim:
-        raise UnsuitableError(
-            f"heads of cross-attention have {cross.head_dim} features and the decoder's "
-            f"{source.language.head_dim}: TensorRT-LLM's caches have one size of heads",
-            hint="onnxruntime makes engines of this checkpoint",
-        )
-    if source.fp8_cache:
-        raise UnsuitableError(
-            f"the FP8 cache of an NVLM-{variant} would hold keys and values of tiles, too, whose scales are "
-            "never measured",
-            hint="quantize with --set kv_cache=fp16",
-        )
 
 
 def _forms(source: LanguageSource, layer: int, release: Release) -> Forms:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvlm_deploy.backends.tensorrt_llm.adapter import CROSS_ARCHITECTURE
 from nvlm_deploy.backends.tensorrt_llm.encoder_inputs import TileFeatures
 from nvlm_deploy.backends.tensorrt_llm.prompt_table import prompt_ids
 from nvlm_deploy.export.tensorrt_llm.cross_config import ARCHITECTURE
@@ -181,7 +182,7 @@ def test_its_weights_are_those_of_every_rank(
 
 
 def test_the_builder_finds_it(class_file: Any) -> None:
-    assert list(torch_layers.MODEL_MAP) == [ARCHITECTURE]
+    assert list(torch_layers.MODEL_MAP) == [ARCHITECTURE] == [CROSS_ARCHITECTURE]
     assert torch_layers.MODEL_MAP[ARCHITECTURE] is class_file.NvlmMllamaForCausalLM
     # Only then does the builder ask `prepare_inputs` for an encoder's sizes.
     assert "mllama" in ARCHITECTURE.lower()
