@@ -33,7 +33,8 @@ from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import ModelShape, cross_style_config
 
 from . import torch_layers
-from .torch_layers import Tensor, from_checkpoint
+from .torch_layers import from_checkpoint
+from .torch_ops import Tensor
 
 HERE = Path(__file__).parent
 CLASS_FILE = Path(torch_layers.__file__).parents[4] / "nvlm_deploy/backends/tensorrt_llm/nvlm_mllama.py"
