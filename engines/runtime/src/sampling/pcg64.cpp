@@ -78,6 +78,8 @@ std::uint64_t Pcg64::next() noexcept {
     return (value >> turn) | (value << ((64U - turn) & 63U));
 }
 
-double Pcg64::uniform() noexcept { return static_cast<double>(next() >> 11U) * 0x1p-53; }
+double Pcg64::uniform() noexcept {
+    return static_cast<double>(next() >> 11U) * 0x1p-53;
+}
 
 }  // namespace nvlm

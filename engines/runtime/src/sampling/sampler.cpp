@@ -26,7 +26,9 @@ std::uint32_t sort_key(float logit) noexcept {
     return (bits & 0x80000000U) != 0 ? bits : ~(bits | 0x80000000U);
 }
 
-std::size_t id_of(std::uint64_t candidate) noexcept { return candidate & 0xffffffffU; }
+std::size_t id_of(std::uint64_t candidate) noexcept {
+    return candidate & 0xffffffffU;
+}
 
 // The first of the largest; NaN is larger than all, as in numpy.
 std::size_t most_likely(const float* logits, std::size_t vocabulary) noexcept {
@@ -38,7 +40,8 @@ std::size_t most_likely(const float* logits, std::size_t vocabulary) noexcept {
     return best;
 }
 
-[[noreturn]] void refuse(const char* name, const std::string& value, const char* what, const char* hint = "") {
+[[noreturn]] void refuse(const char* name, const std::string& value, const char* what,
+                         const char* hint = "") {
     throw Error(Status::usage, std::string(name) + " is " + value + "; it must " + what, hint);
 }
 

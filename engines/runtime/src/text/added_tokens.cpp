@@ -14,7 +14,8 @@ void AddedTokenFinder::add(std::string text, std::int64_t id, bool special) {
     same.insert(place, {std::move(text), id, special});
 }
 
-std::optional<AddedTokenFinder::Match> AddedTokenFinder::find(std::string_view text, std::size_t start) const {
+std::optional<AddedTokenFinder::Match> AddedTokenFinder::find(std::string_view text,
+                                                              std::size_t start) const {
     const auto next = [this, text](std::size_t from) {
         // memchr is much faster where, as usual, all begin with the same byte.
         return first_bytes_.size() == 1 ? text.find(first_bytes_.front(), from)

@@ -34,7 +34,8 @@ const std::array<std::string, 256>& byte_characters() {
         std::array<std::string, 256> result;
         for (std::size_t point = 0; point < character_end; ++point) {
             const int byte = bytes_of_characters[point];
-            if (byte != no_byte) append_utf8(result[static_cast<std::size_t>(byte)], static_cast<char32_t>(point));
+            if (byte != no_byte)
+                append_utf8(result[static_cast<std::size_t>(byte)], static_cast<char32_t>(point));
         }
         return result;
     }();
@@ -45,7 +46,8 @@ std::string token_bytes(std::string_view token) {
     std::string bytes;
     for (std::size_t position = 0; position < token.size();) {
         const Utf8Unit unit = utf8_unit(token, position);
-        if (unit.point >= character_end || bytes_of_characters[unit.point] == no_byte) return std::string(token);
+        if (unit.point >= character_end || bytes_of_characters[unit.point] == no_byte)
+            return std::string(token);
         bytes.push_back(static_cast<char>(bytes_of_characters[unit.point]));
         position += unit.length;
     }

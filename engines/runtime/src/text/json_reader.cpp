@@ -11,7 +11,9 @@ namespace {
 
 constexpr int max_depth = 64;
 
-bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
+bool is_digit(char c) noexcept {
+    return c >= '0' && c <= '9';
+}
 
 }  // namespace
 
@@ -71,7 +73,8 @@ bool JsonReader::open(char bracket, char closing) {
 
 bool JsonReader::more(char closing) {
     const char c = next_character();
-    if (c != ',' && c != closing) fail(std::string("there is neither ',' nor '") + closing + "' after a value");
+    if (c != ',' && c != closing)
+        fail(std::string("there is neither ',' nor '") + closing + "' after a value");
     ++position_;
     if (c == closing) leave();
     return c == ',';

@@ -57,7 +57,8 @@ ImagePlace parse_image(const Json& part, const std::string& where) {
     check_keys(part, {"type"}, {"type", "image"}, where);
     const auto source = part.find("image");
     if (source == part.end() || source->is_null()) return {};
-    if (!source->is_string()) refuse(where + ".image is a " + type_name(*source) + ", not the name of a file");
+    if (!source->is_string())
+        refuse(where + ".image is a " + type_name(*source) + ", not the name of a file");
     return {source->get<std::string>()};
 }
 
@@ -101,7 +102,9 @@ void check_turn(const Turn& turn, const std::string& where) {
     }
 }
 
-std::string place_of(std::size_t index) { return "messages[" + std::to_string(index) + "]"; }
+std::string place_of(std::size_t index) {
+    return "messages[" + std::to_string(index) + "]";
+}
 
 Turn parse_message(const Json& message, const std::string& where) {
     if (!message.is_object()) {
@@ -126,7 +129,8 @@ std::vector<Turn> parse_messages(std::string_view json) {
                R"(write [{"role": "user", "content": "..."}])");
     }
     std::vector<Turn> turns;
-    for (std::size_t i = 0; i < messages.size(); ++i) turns.push_back(parse_message(messages[i], place_of(i)));
+    for (std::size_t i = 0; i < messages.size(); ++i)
+        turns.push_back(parse_message(messages[i], place_of(i)));
     check_turns(turns);
     return turns;
 }

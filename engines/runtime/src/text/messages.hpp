@@ -27,9 +27,9 @@ struct Turn {
 // An image of a request: a file named in a message, or the number of one of the images passed apart.
 using ImageSource = std::variant<std::string, std::size_t>;
 
-// Reads a JSON list of {"role": ..., "content": TEXT or list of parts}; a part is {"type": "text", "text": ...}
-// or {"type": "image"}, with a file name in "image" or not. Throws Error (usage) as `check_turns`, and for JSON
-// of another form.
+// Reads a JSON list of {"role": ..., "content": TEXT or list of parts}; a part is {"type": "text", "text":
+// ...} or {"type": "image"}, with a file name in "image" or not. Throws Error (usage) as `check_turns`, and
+// for JSON of another form.
 std::vector<Turn> parse_messages(std::string_view json);
 
 // Throws Error (usage): an unknown role, a system message that is not the first, an image outside the user's

@@ -13,7 +13,8 @@ constexpr std::string_view system_message = "Answer the questions.";
 constexpr std::string_view image_marker = "<image>";
 
 void check_tiles(const std::vector<std::int64_t>& tiles_per_image) {
-    if (std::all_of(tiles_per_image.begin(), tiles_per_image.end(), [](std::int64_t n) { return n >= 1; })) return;
+    if (std::all_of(tiles_per_image.begin(), tiles_per_image.end(), [](std::int64_t n) { return n >= 1; }))
+        return;
     std::string list;
     for (const std::int64_t tiles : tiles_per_image) {
         list.append(list.empty() ? "" : ", ").append(std::to_string(tiles));
@@ -80,7 +81,8 @@ Prompt finish(PromptAssembly& assembly) {
 TokenizationMode tokenization_mode(std::string_view name) {
     if (name == "hf") return TokenizationMode::hf;
     if (name == "megatron") return TokenizationMode::megatron;
-    throw Error(Status::usage, "unknown tokenization mode '" + std::string(name) + "'", "known: hf, megatron");
+    throw Error(Status::usage, "unknown tokenization mode '" + std::string(name) + "'",
+                "known: hf, megatron");
 }
 
 PromptBuilder::PromptBuilder(Tokenizer tokenizer, PromptSettings settings)

@@ -66,9 +66,9 @@ class PromptBuilder {
     PromptBuilder(Tokenizer tokenizer, PromptSettings settings);
 
     // A plain prompt: each `<image>` is the place of an image (without any, images go first, each followed by
-    // a newline), and special tokens act, except for the placeholder. `tiles_per_image` counts the tiles of each
-    // image, thumbnail included. Throws Error (usage): another number of images, an image without tiles, or
-    // text that is not valid UTF-8.
+    // a newline), and special tokens act, except for the placeholder. `tiles_per_image` counts the tiles of
+    // each image, thumbnail included. Throws Error (usage): another number of images, an image without tiles,
+    // or text that is not valid UTF-8.
     Prompt build(std::string_view prompt, const std::vector<std::int64_t>& tiles_per_image) const;
 
     // A chat. An image part stands for an image and a newline; one that follows it is not doubled. Throws as

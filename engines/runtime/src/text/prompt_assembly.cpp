@@ -3,7 +3,9 @@
 namespace nvlm {
 namespace {
 
-std::string tag_of(std::int64_t tile) { return "<tile_" + std::to_string(tile) + ">"; }
+std::string tag_of(std::int64_t tile) {
+    return "<tile_" + std::to_string(tile) + ">";
+}
 
 // Keeps account of which tiles go to cross-attention and which of them each token sees.
 class CrossAssembly : public PromptAssembly {

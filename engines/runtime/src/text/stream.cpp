@@ -14,6 +14,8 @@ std::string TextStream::push(std::int64_t id) {
     return utf8_ends_open(pending_) ? std::string() : flush();
 }
 
-std::string TextStream::flush() { return utf8_lossy(std::exchange(pending_, {})); }
+std::string TextStream::flush() {
+    return utf8_lossy(std::exchange(pending_, {}));
+}
 
 }  // namespace nvlm

@@ -32,7 +32,8 @@ void check_text(std::string_view text) {
                     "check the encoding that it was read with");
     }
     if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()) / 4) {
-        throw Error(Status::usage, "the text has " + std::to_string(text.size()) + " bytes, which is too much");
+        throw Error(Status::usage,
+                    "the text has " + std::to_string(text.size()) + " bytes, which is too much");
     }
 }
 
@@ -201,7 +202,8 @@ std::string_view Tokenizer::bytes_of(std::int64_t id) const noexcept {
 
 bool Tokenizer::is_special(std::int64_t id) const noexcept {
     const std::vector<bool>& special = tables_->special;
-    return id >= 0 && static_cast<std::uint64_t>(id) < special.size() && special[static_cast<std::size_t>(id)];
+    return id >= 0 && static_cast<std::uint64_t>(id) < special.size() &&
+           special[static_cast<std::size_t>(id)];
 }
 
 std::int64_t Tokenizer::special_id(std::string_view token) const {
@@ -210,9 +212,17 @@ std::int64_t Tokenizer::special_id(std::string_view token) const {
     return id;
 }
 
-std::int64_t Tokenizer::turn_start_id() const noexcept { return tables_->turn_start_id; }
-std::int64_t Tokenizer::turn_end_id() const noexcept { return tables_->turn_end_id; }
-std::int64_t Tokenizer::image_token_id() const noexcept { return tables_->image_token_id; }
-std::size_t Tokenizer::size() const noexcept { return tables_->size; }
+std::int64_t Tokenizer::turn_start_id() const noexcept {
+    return tables_->turn_start_id;
+}
+std::int64_t Tokenizer::turn_end_id() const noexcept {
+    return tables_->turn_end_id;
+}
+std::int64_t Tokenizer::image_token_id() const noexcept {
+    return tables_->image_token_id;
+}
+std::size_t Tokenizer::size() const noexcept {
+    return tables_->size;
+}
 
 }  // namespace nvlm

@@ -29,8 +29,8 @@ struct TextPiece {
 // may be called by several threads at once.
 class Tokenizer {
   public:
-    // Throws Error (failure): the file cannot be read, is no tokenizer, lacks a token of the chat template, or
-    // has a setting that is not implemented.
+    // Throws Error (failure): the file cannot be read, is no tokenizer, lacks a token of the chat template,
+    // or has a setting that is not implemented.
     static Tokenizer from_file(const std::filesystem::path& path);
     // As `from_file`, of a file's contents; `source` is named in errors.
     static Tokenizer from_json(std::string_view json, const std::string& source = "tokenizer.json");

@@ -252,13 +252,16 @@ void Loader::read_pre_tokenizer() {
             refuse("the pre-tokenizer does not begin with a Split that is isolated and not inverted");
         }
         if (split.pattern != qwen2_pattern) {
-            refuse("the pattern that splits words is not Qwen2's, which alone is implemented: " + split.pattern);
+            refuse("the pattern that splits words is not Qwen2's, which alone is implemented: " +
+                   split.pattern);
         }
     }
     const bool ends_well = !steps.empty() && steps.size() <= 2 && steps.back().type == "ByteLevel" &&
                            !steps.back().add_prefix_space && !steps.back().use_regex;
     if (!ends_well) {
-        refuse("the pre-tokenizer does not end with ByteLevel (without a prefix space and a pattern of its own)");
+        refuse(
+            "the pre-tokenizer does not end with ByteLevel (without a prefix space and a pattern of its "
+            "own)");
     }
     has_steps_ = true;
 }

@@ -50,8 +50,9 @@ struct Mark {
 
 template <typename Table>
 auto find_range(const Table& table, char32_t point) noexcept {
-    const auto after = std::upper_bound(std::begin(table), std::end(table), point,
-                                        [](char32_t value, const auto& range) { return value < range.first; });
+    const auto after =
+        std::upper_bound(std::begin(table), std::end(table), point,
+                         [](char32_t value, const auto& range) { return value < range.first; });
     const bool inside = after != std::begin(table) && point <= std::prev(after)->last;
     return inside ? std::prev(after) : std::end(table);
 }
@@ -80,7 +81,9 @@ std::array<CharClass, 128> ascii_classes() noexcept {
     return classes;
 }
 
-bool is_stable(char32_t point) noexcept { return point < first_mark || !contains(unstable, point); }
+bool is_stable(char32_t point) noexcept {
+    return point < first_mark || !contains(unstable, point);
+}
 
 std::uint8_t combining_class(char32_t point) noexcept {
     const auto found = find_range(marks, point);
@@ -96,8 +99,9 @@ void decompose(char32_t point, std::vector<Mark>& result) {
         if (index % trails != 0) put(trail_base + index % trails);
         return;
     }
-    const auto found = std::lower_bound(std::begin(decompositions), std::end(decompositions), point,
-                                        [](const Decomposition& row, char32_t value) { return row.point < value; });
+    const auto found =
+        std::lower_bound(std::begin(decompositions), std::end(decompositions), point,
+                         [](const Decomposition& row, char32_t value) { return row.point < value; });
     if (found == std::end(decompositions) || found->point != point) {
         put(point);
         return;
@@ -111,8 +115,8 @@ char32_t compose(char32_t first, char32_t second) noexcept {
         second < vowel_base + vowels) {
         return syllable_base + ((first - lead_base) * vowels + (second - vowel_base)) * trails;
     }
-    if (first >= syllable_base && first < syllable_base + syllables && (first - syllable_base) % trails == 0 &&
-        second > trail_base && second < trail_base + trails) {
+    if (first >= syllable_base && first < syllable_base + syllables &&
+        (first - syllable_base) % trails == 0 && second > trail_base && second < trail_base + trails) {
         return first + (second - trail_base);
     }
     const auto before = [](const Composition& row, const Composition& wanted) {

@@ -26,9 +26,13 @@ std::size_t run_end(std::string_view text, std::size_t position, CharClass kind)
     return position;
 }
 
-bool is_whitespace(CharClass kind) noexcept { return kind == CharClass::space || kind == CharClass::newline; }
+bool is_whitespace(CharClass kind) noexcept {
+    return kind == CharClass::space || kind == CharClass::newline;
+}
 
-char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
+char lower(char c) noexcept {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
+}
 
 // Bytes of 's, 't, 're, 've, 'm, 'll or 'd in any case at `start`, or 0. The long s is an s of another case.
 std::size_t contraction_length(std::string_view text, std::size_t start) noexcept {

@@ -108,7 +108,8 @@ Json prompt(const Json& request) {
 Json images(const Json& request) {
     const auto turns = nvlm::parse_messages(request.at("images").dump());
     Json result = Json::array();
-    for (const nvlm::ImageSource& source : nvlm::gather_images(turns, request.value("passed", std::size_t{0}))) {
+    for (const nvlm::ImageSource& source :
+         nvlm::gather_images(turns, request.value("passed", std::size_t{0}))) {
         std::visit([&result](const auto& value) { result.push_back(value); }, source);
     }
     return {{"images", result}};

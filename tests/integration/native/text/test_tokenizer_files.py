@@ -51,7 +51,7 @@ UNSUPPORTED: dict[str, Change] = {
     "merge 132 has 'Qq', which is not": lambda raw: add_merge(raw, ["Qq", "a"]),
     "a merge is not two tokens": lambda raw: add_merge(raw, "a b c"),
     "a merge does not have two tokens": lambda raw: add_merge(raw, ["a"]),
-    "two tokens have the id 0": lambda raw: raw["model"]["vocab"].update({"Qq": 0}),
+    "two tokens have the id 5": lambda raw: raw["model"]["vocab"].update({"!": 5}),
     "a token has the id -1": lambda raw: raw["model"]["vocab"].update({"Qq": -1}),
     "a token has the id 99999999": lambda raw: raw["model"]["vocab"].update({"Qq": 99999999}),
 }
