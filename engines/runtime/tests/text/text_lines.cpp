@@ -38,6 +38,11 @@ using Clock = std::chrono::steady_clock;
 
 std::optional<nvlm::Tokenizer> loaded;
 
+const nvlm::Tokenizer& tokenizer() {
+    if (!loaded) throw nvlm::Error(nvlm::Status::usage, "no tokenizer is loaded");
+    return *loaded;
+}
+
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -56,12 +61,13 @@ std::string text_of(const Json& value) {
 
 Json load(const Json& request) {
     const auto start = Clock::now();
+    loaded.reset();
     loaded = nvlm::Tokenizer::from_file(request.at("load").get<std::string>());
     return {{"size", loaded->size()}, {"seconds", seconds_since(start)}};
 }
 
 Json stream(const Json& request) {
-    nvlm::TextStream text(loaded.value(), request.value("skip_special", true));
+    nvlm::TextStream text(tokenizer(), request.value("skip_special", true));
     Json pieces = Json::array();
     for (const std::int64_t id : request.at("stream").get<Ids>()) pieces.push_back(text.push(id));
     return {{"pieces", pieces}, {"rest", text.flush()}};
@@ -88,7 +94,7 @@ nvlm::PromptSettings settings_of(const Json& request) {
 }
 
 Json prompt(const Json& request) {
-    const nvlm::PromptBuilder builder(loaded.value(), settings_of(request));
+    const nvlm::PromptBuilder builder(tokenizer(), settings_of(request));
     const Json& content = request.at("prompt");
     const Ids tiles = request.at("tiles").get<Ids>();
     const nvlm::Prompt built = content.is_string()
@@ -138,7 +144,7 @@ Json sample(const Json& request) {
 Json time_encoding(const Json& request) {
     const std::string text = read_file(request.at("time").get<std::string>());
     const auto start = Clock::now();
-    const std::size_t count = loaded.value().encode(text).size();
+    const std::size_t count = tokenizer().encode(text).size();
     return {{"ids", count}, {"seconds", seconds_since(start)}};
 }
 
@@ -150,13 +156,13 @@ Json exponentials(const Json& request) {
 
 Json answer(const Json& request) {
     if (request.contains("load")) return load(request);
-    if (request.contains("encode")) return {{"ids", loaded.value().encode(text_of(request["encode"]))}};
+    if (request.contains("encode")) return {{"ids", tokenizer().encode(text_of(request["encode"]))}};
     if (request.contains("encode_text")) {
-        return {{"ids", loaded.value().encode_text(text_of(request["encode_text"]))}};
+        return {{"ids", tokenizer().encode_text(text_of(request["encode_text"]))}};
     }
     if (request.contains("decode")) {
         const bool skip = request.value("skip_special", true);
-        return {{"text", loaded.value().decode(request["decode"].get<Ids>(), skip)}};
+        return {{"text", tokenizer().decode(request["decode"].get<Ids>(), skip)}};
     }
     if (request.contains("stream")) return stream(request);
     if (request.contains("words")) return words(text_of(request["words"]));

@@ -121,16 +121,16 @@ def test_tokens_with_other_settings(native: TextLines, raw: dict[str, Any], tmp_
         ("Ame\u0301lie", True, False),
         ("<|im", False, False),
         ("<|im_end|>x", False, False),
-        ("é", False, False),
+        ("é!", False, False),
     ]
     for number, (content, normalized, special) in enumerate(added):
         token = {"id": 394 + number, "content": content, "normalized": normalized, "special": special}
         raw["added_tokens"].append({**token, **flags})
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(raw), encoding="utf-8")
-    native.ask(load=str(path))
+    assert native.ask(load=str(path))["size"] == 398
     python = Tokenizer.from_directory(tmp_path)
-    for text in ("Amélie Ame\u0301lie", "<|im<|im_end|>x<|im_e", "caf\u00e9 cafe\u0301", "<|im_end|>"):
+    for text in ("Amélie Ame\u0301lie", "<|im<|im_end|>x<|im_e", "caf\u00e9! cafe\u0301!", "<|im_end|>"):
         assert native.ask(encode=text)["ids"] == python.encode(text)
         assert native.ask(encode_text=text)["ids"] == python.encode_text(text)
 
