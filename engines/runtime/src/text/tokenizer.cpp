@@ -1,5 +1,6 @@
 #include "text/tokenizer.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "error.hpp"
 #include "text/added_tokens.hpp"
 #include "text/bpe.hpp"
+#include "text/tokenizer_error.hpp"
 #include "text/tokenizer_file.hpp"
 #include "text/unicode.hpp"
 #include "text/utf8.hpp"
@@ -14,9 +16,6 @@
 
 namespace nvlm {
 namespace {
-
-constexpr const char* released_hint =
-    "use the tokenizer files of nvidia/NVLM-D-72B, which has the extra tokens of Qwen2.5";
 
 bool is_ascii(std::string_view text) noexcept {
     for (const char c : text) {
@@ -44,7 +43,7 @@ std::string read_text(const std::filesystem::path& path) {
         text.resize(static_cast<std::size_t>(std::max<std::streamoff>(file.tellg(), 0)));
         file.seekg(0).read(text.data(), static_cast<std::streamsize>(text.size()));
     }
-    if (!file) throw Error(Status::failure, path.string() + " cannot be read", released_hint);
+    if (!file) refuse_tokenizer(path.string(), "cannot be read", " ");
     return text;
 }
 
@@ -88,7 +87,7 @@ Tokenizer::Tables::Tables(TokenizerFile file, const std::string& source)
     const auto required = [this, &source](std::string_view token) {
         const std::int64_t id = special_id(token);
         if (id >= 0) return id;
-        throw Error(Status::failure, source + " has no special token " + std::string(token), released_hint);
+        refuse_tokenizer(source, "has no special token " + std::string(token), " ");
     };
     turn_start_id = required(turn_start);
     turn_end_id = required(turn_end);

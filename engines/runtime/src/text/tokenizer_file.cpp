@@ -4,9 +4,10 @@
 #include <optional>
 #include <utility>
 
-#include "error.hpp"
 #include "text/byte_alphabet.hpp"
 #include "text/json_reader.hpp"
+#include "text/pipeline_reader.hpp"
+#include "text/tokenizer_error.hpp"
 #include "text/vocabulary.hpp"
 
 namespace nvlm {
@@ -14,37 +15,20 @@ namespace {
 
 using Kind = JsonReader::Kind;
 
-constexpr std::string_view qwen2_pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 // Far above any vocabulary; a larger id is a mistake that would take gigabytes.
 constexpr std::int64_t id_limit = std::int64_t{1} << 22U;
 constexpr std::size_t size_limit = std::size_t{1} << 30U;
-constexpr const char* released_hint =
-    "use the tokenizer files of nvidia/NVLM-D-72B, which has the extra tokens of Qwen2.5";
-
-// One entry of a `pre_tokenizer`, with the library's defaults.
-struct Step {
-    std::string type;
-    std::string pattern;
-    std::string behavior;
-    bool invert = false;
-    bool add_prefix_space = true;
-    bool use_regex = true;
-};
-
 class Loader {
   public:
     Loader(std::string_view json, const std::string& source)
-        : source_(source), reader_(json, source + " is not a valid tokenizer") {
+        : source_(source), reader_(json, source + " is not a valid tokenizer"), pipeline_(reader_, source) {
         if (json.size() > size_limit) refuse("the file has " + std::to_string(json.size()) + " bytes");
     }
 
     TokenizerFile read();
 
   private:
-    [[noreturn]] void refuse(const std::string& what) const {
-        throw Error(Status::failure, source_ + ": " + what, released_hint);
-    }
+    [[noreturn]] void refuse(const std::string& what) const { refuse_tokenizer(source_, what); }
 
     void read_model();
     void read_model_setting(std::string_view key);
@@ -52,10 +36,6 @@ class Loader {
     void read_merges();
     void read_merge(std::string& joined);
     std::uint32_t merge_part(std::string_view token) const;
-    void read_normalizer();
-    void read_pre_tokenizer();
-    void add_steps(std::vector<Step>& steps);
-    void read_decoder();
     void read_added_token();
     std::int64_t read_id();
     void find_byte_ids();
@@ -64,26 +44,26 @@ class Loader {
 
     std::string source_;
     JsonReader reader_;
+    PipelineReader pipeline_;
     Vocabulary vocabulary_;
     TokenizerFile file_;
     std::optional<std::size_t> merges_at_;
-    bool has_model_ = false, has_merges_ = false, has_steps_ = false, has_decoder_ = false;
+    bool has_model_ = false, has_merges_ = false;
     bool has_unknown_token_ = false;
 };
 
 TokenizerFile Loader::read() {
     reader_.object([this](std::string_view key) {
         if (key == "model") return read_model();
-        if (key == "normalizer") return read_normalizer();
-        if (key == "pre_tokenizer") return read_pre_tokenizer();
-        if (key == "decoder") return read_decoder();
+        if (pipeline_.read(key)) return;
         if (key != "added_tokens") return reader_.skip();
         reader_.array([this] { read_added_token(); });
     });
     reader_.end();
     if (!has_model_) refuse("there is no 'model'");
-    if (!has_steps_) refuse("there is no 'pre_tokenizer'; only byte-level BPE is supported");
-    if (!has_decoder_) refuse("there is no 'decoder'; only ByteLevel is supported");
+    pipeline_.check_complete();
+    file_.nfc = pipeline_.nfc();
+    file_.split_words = pipeline_.split_words();
     find_byte_ids();
     settle_added_tokens();
     fill_bytes();
@@ -188,96 +168,6 @@ void Loader::read_merge(std::string& joined) {
     }
     merge.merged = merge_part(joined);
     file_.merges.push_back(merge);
-}
-
-void Loader::read_normalizer() {
-    if (reader_.null()) return;
-    std::string type;
-    bool simple = true;
-    reader_.object([this, &type, &simple](std::string_view key) {
-        if (key == "type") {
-            type = reader_.string();
-        } else if (key == "normalizers") {
-            reader_.array([this] { read_normalizer(); });
-            simple = false;
-        } else {
-            reader_.skip();
-        }
-    });
-    if (type == "NFC") {
-        file_.nfc = true;
-    } else if (type != "Sequence" || simple) {
-        refuse("the normalizer '" + type + "' is not supported; only NFC is");
-    }
-}
-
-void Loader::add_steps(std::vector<Step>& steps) {
-    Step step;
-    reader_.object([this, &step, &steps](std::string_view key) {
-        if (key == "type") {
-            step.type = reader_.string();
-        } else if (key == "pretokenizers") {
-            reader_.array([this, &steps] { add_steps(steps); });
-        } else if (key == "pattern") {
-            reader_.object([this, &step](std::string_view kind) {
-                if (kind == "Regex") {
-                    step.pattern = reader_.string();
-                } else {
-                    reader_.skip();
-                }
-            });
-        } else if (key == "behavior") {
-            step.behavior = reader_.string();
-        } else if (key == "invert") {
-            step.invert = reader_.boolean();
-        } else if (key == "add_prefix_space") {
-            step.add_prefix_space = reader_.boolean();
-        } else if (key == "use_regex") {
-            step.use_regex = reader_.boolean();
-        } else {
-            reader_.skip();
-        }
-    });
-    if (step.type != "Sequence") steps.push_back(std::move(step));
-}
-
-void Loader::read_pre_tokenizer() {
-    if (reader_.null()) return;
-    std::vector<Step> steps;
-    add_steps(steps);
-    file_.split_words = steps.size() == 2;
-    if (file_.split_words) {
-        const Step& split = steps.front();
-        if (split.type != "Split" || split.behavior != "Isolated" || split.invert) {
-            refuse("the pre-tokenizer does not begin with a Split that is isolated and not inverted");
-        }
-        if (split.pattern != qwen2_pattern) {
-            refuse("the pattern that splits words is not Qwen2's, which alone is implemented: " +
-                   split.pattern);
-        }
-    }
-    const bool ends_well = !steps.empty() && steps.size() <= 2 && steps.back().type == "ByteLevel" &&
-                           !steps.back().add_prefix_space && !steps.back().use_regex;
-    if (!ends_well) {
-        refuse(
-            "the pre-tokenizer does not end with ByteLevel (without a prefix space and a pattern of its "
-            "own)");
-    }
-    has_steps_ = true;
-}
-
-void Loader::read_decoder() {
-    if (reader_.null()) return;
-    std::string type;
-    reader_.object([this, &type](std::string_view key) {
-        if (key == "type") {
-            type = reader_.string();
-        } else {
-            reader_.skip();
-        }
-    });
-    if (type != "ByteLevel") refuse("the decoder '" + type + "' is not supported; only ByteLevel is");
-    has_decoder_ = true;
 }
 
 void Loader::read_added_token() {
