@@ -43,7 +43,7 @@ bool Vocabulary::insert(std::string_view token, std::uint32_t id) {
     entries_.push_back({start, static_cast<std::uint32_t>(token.size()), id});
     texts_.append(token);
     slots_[slot] = {hash, static_cast<std::uint32_t>(entries_.size())};
-    if (entries_.size() * 2 > slots_.size()) grow();
+    if (entries_.size() * 4 > slots_.size() * 3) grow();
     return true;
 }
 
