@@ -5,12 +5,12 @@
 
 #include "error.hpp"
 #include "text/prompt_assembly.hpp"
+#include "text/written_images.hpp"
 
 namespace nvlm {
 namespace {
 
 constexpr std::string_view system_message = "Answer the questions.";
-constexpr std::string_view image_marker = "<image>";
 
 void check_tiles(const std::vector<std::int64_t>& tiles_per_image) {
     if (std::all_of(tiles_per_image.begin(), tiles_per_image.end(), [](std::int64_t n) { return n >= 1; }))
@@ -25,7 +25,8 @@ void check_tiles(const std::vector<std::int64_t>& tiles_per_image) {
 void check_image_count(const std::string& found, std::size_t places, std::size_t images) {
     if (places == images) return;
     throw Error(Status::usage, found + ", but the number of images passed is " + std::to_string(images),
-                "in a plain prompt write <image> once per image, or nowhere: images then go first; "
+                "in a plain prompt write <image> once per image, or nowhere: "
+                "images then go first; "
                 R"(in messages, write one {"type": "image"} part per image)");
 }
 
@@ -97,16 +98,24 @@ PromptBuilder::PromptBuilder(Tokenizer tokenizer, PromptSettings settings)
 
 Prompt PromptBuilder::build(std::string_view prompt, const std::vector<std::int64_t>& tiles_per_image) const {
     check_tiles(tiles_per_image);
-    std::string marked;
-    if (prompt.find(image_marker) == std::string_view::npos) {
-        for (std::size_t i = 0; i < tiles_per_image.size(); ++i) marked.append(image_marker).append("\n");
+    const auto assembly = make_assembly(tokenizer_, settings_);
+    std::string marked(prompt);
+    if (settings_.variant != Variant::d) {
+        // The released code leaves written tags of NVLM-D as text; here masks would
+        // follow them.
+        std::vector<std::vector<std::string>> tags;
+        for (const std::int64_t tiles : tiles_per_image) tags.push_back(assembly->written_tags(tiles));
+        marked = mark_written_images(prompt, tags);
     }
-    marked.append(prompt);
+    if (marked.find(image_marker) == std::string::npos) {
+        std::string markers;
+        for (std::size_t i = 0; i < tiles_per_image.size(); ++i) markers.append(image_marker).append("\n");
+        marked.insert(0, markers);
+    }
     const std::vector<std::string_view> texts = split_at_markers(marked);
     const std::size_t places = texts.size() - 1;
     check_image_count("the prompt has " + std::to_string(places) + " " + std::string(image_marker), places,
                       tiles_per_image.size());
-    const auto assembly = make_assembly(tokenizer_, settings_);
     add_system(*assembly);
     assembly->open_turn("user");
     assembly->add_marked_text(texts.front());

@@ -7,7 +7,8 @@ std::string tag_of(std::int64_t tile) {
     return "<tile_" + std::to_string(tile) + ">";
 }
 
-// Keeps account of which tiles go to cross-attention and which of them each token sees.
+// Keeps account of which tiles go to cross-attention and which of them each
+// token sees.
 class CrossAssembly : public PromptAssembly {
   public:
     using PromptAssembly::PromptAssembly;
@@ -19,7 +20,8 @@ class CrossAssembly : public PromptAssembly {
     }
 
   protected:
-    // What is added from now on sees the tiles [first, second) of those in cross-attention.
+    // What is added from now on sees the tiles [first, second) of those in
+    // cross-attention.
     void look_at(std::pair<std::int64_t, std::int64_t> tiles) {
         encode_pending();
         cross_.visible.resize(prompt_.input_ids.size(), sees_);
@@ -36,24 +38,26 @@ class CrossAssembly : public PromptAssembly {
     std::pair<std::int64_t, std::int64_t> sees_{0, 0};
 };
 
-// NVLM-X: tags are text, each tokenized apart, so that its tokens are its own and see its own tile.
+// NVLM-X: tags are text, each tokenized apart, so that its tokens are its own
+// and see its own tile.
 class TextAssembly final : public CrossAssembly {
   public:
     using CrossAssembly::CrossAssembly;
 
     void add_image(std::int64_t tiles) override {
         add_text("<Image>");
-        for (std::int64_t k = 1; k <= tiles; ++k) {
+        for (const std::string& tag : written_tags(tiles)) {
             cross_.tiles.push_back(all_tiles());
             look_at({cross_tiles() - 1, cross_tiles()});
-            add_text(k < tiles ? tag_of(k) : settings_.thumbnail_tag);
+            add_text(tag);
         }
         look_at({0, cross_tiles()});
         add_text("</Image>");
     }
 };
 
-// NVLM-H: thumbnail and its tag in the sequence; tags of regular tiles beside those, among the keys.
+// NVLM-H: thumbnail and its tag in the sequence; tags of regular tiles beside
+// those, among the keys.
 class HybridAssembly final : public CrossAssembly {
   public:
     using CrossAssembly::CrossAssembly;
@@ -72,6 +76,9 @@ class HybridAssembly final : public CrossAssembly {
         look_at({0, cross_tiles()});
         add_text("</Image>");
     }
+
+    // The thumbnail's alone.
+    std::vector<std::string> written_tags(std::int64_t) const override { return {settings_.thumbnail_tag}; }
 };
 
 }  // namespace
@@ -100,12 +107,19 @@ void PromptAssembly::add_marked_text(std::string_view text) {
 void PromptAssembly::add_image(std::int64_t tiles) {
     add_text("<Image>");
     if (is_megatron()) encode_pending();
-    for (std::int64_t k = 1; k <= tiles; ++k) {
-        add_text(k < tiles ? tag_of(k) : settings_.thumbnail_tag);
+    for (const std::string& tag : written_tags(tiles)) {
+        add_text(tag);
         encode_pending();
         add_placeholders();
     }
     add_text("</Image>");
+}
+
+std::vector<std::string> PromptAssembly::written_tags(std::int64_t tiles) const {
+    std::vector<std::string> tags;
+    for (std::int64_t k = 1; k < tiles; ++k) tags.push_back(tag_of(k));
+    tags.push_back(settings_.thumbnail_tag);
+    return tags;
 }
 
 void PromptAssembly::add_special(std::string_view token, std::int64_t id) {

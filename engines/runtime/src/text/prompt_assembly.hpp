@@ -1,4 +1,5 @@
-// A prompt in the making: text is collected and encoded jointly up to the next special token.
+// A prompt in the making: text is collected and encoded jointly up to the next
+// special token.
 
 #pragma once
 
@@ -7,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "text/prompt.hpp"
 
@@ -28,6 +30,9 @@ class PromptAssembly {
     void add_marked_text(std::string_view text);
     // Tags count from 1 in every image.
     virtual void add_image(std::int64_t tiles);
+    // The tags that stand in the text for an image of so many tiles, thumbnail
+    // included.
+    virtual std::vector<std::string> written_tags(std::int64_t tiles) const;
     virtual Prompt finish();
 
   protected:

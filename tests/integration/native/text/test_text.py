@@ -138,8 +138,11 @@ def random_prompt(generator: random.Random) -> tuple[Any, list[int]]:
     """A plain prompt or messages, with a number of images that is right most of the time."""
     if generator.random() < 0.5:
         places = generator.randint(0, 3)
-        texts = [random_text(generator) for _ in range(places + 1)]
-        return "<image>".join(texts), random_tiles(generator, places)
+        tiles = random_tiles(generator, places)
+        prompt = random_text(generator)
+        for number in range(places):
+            prompt += random_image(generator, tiles[number]) + random_text(generator)
+        return prompt, tiles
     turns = generator.choice([["user"], ["system", "user"], ["user", "assistant", "user"], ["user", "user"]])
     messages: list[dict[str, Any]] = []
     places = 0
@@ -156,6 +159,18 @@ def random_prompt(generator: random.Random) -> tuple[Any, list[int]]:
         content: Any = "".join(part["text"] for part in parts) if plain else parts
         messages.append({"role": role, "content": content})
     return messages, random_tiles(generator, places)
+
+
+def random_image(generator: random.Random, tiles: int) -> str:
+    """Mostly a marker, else an image that is written out, with tags that are its own most of the time."""
+    if generator.random() < 0.8:
+        return "<image>"
+    tags = [f"<tile_{k}>" for k in range(1, tiles)]
+    if generator.random() < 0.2:
+        generator.shuffle(tags)
+    tags = [tags, [], [*tags, "<tile_9>"]][generator.choices(range(3), [8, 1, 1])[0]]
+    glue = generator.choice(["", "\n", "<|vision_pad|>", "x"])
+    return "<Image>" + glue.join([*tags, "<tile_global_thumbnail>"]) + "</Image>"
 
 
 def random_tiles(generator: random.Random, places: int) -> list[int]:
