@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo native test test-unit test-integration test-memory test-native-speed lint format bench bench-plans clean
+.PHONY: help setup demo native test test-unit test-integration test-memory test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +69,24 @@ test-memory: $(READY) ## Measure the peak memory of builds, and of quantizing an
 test-native-speed: $(READY) ## Measure native tiling of a large image beside Pillow.
 	$(BIN)/python -m pytest -m slow tests/integration/native
 
+native-sanitized: $(READY) ## Run the native runtime's tests under ASan, LSan and UBSan, then under TSan (minutes).
+	NVLM_SANITIZE=address,undefined $(BIN)/python -m pytest tests/integration/native
+	NVLM_SANITIZE=thread $(BIN)/python -m pytest tests/integration/native
+
+FUZZ_SECONDS ?= 400
+FUZZERS := encode image manifest tokenizer_file
+
+fuzz: ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
+	@engines/runtime/cmake/onnxruntime_headers.sh build/onnxruntime-headers
+	@cmake -S engines/runtime -B build/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DNVLM_FUZZ=ON \
+	    -DNVLM_SANITIZE=address,undefined -DNVLM_CLI=OFF >/dev/null
+	@cmake --build build/fuzz --parallel
+	@for name in $(FUZZERS); do \
+	    mkdir -p build/fuzz/corpus/$$name; \
+	    build/fuzz/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/$$name- build/fuzz/corpus/$$name engines/runtime/fuzz/corpus/$$name; \
+	done
+
 lint: $(READY) ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,6 +98,9 @@ format: $(READY) ## Format the code.
 
 bench-plans: $(READY) ## Compile TensorRT-RTX plans of a realistic shape for four GPUs; ten minutes, 6 GB of memory.
 	$(BIN)/nvlm-bench plans
+
+bench-variants: $(READY) ## Compare NVLM-D, X and H: speed, memory, training, accuracy; half an hour, 10 GB of memory.
+	$(BIN)/nvlm-bench variants $(addprefix --trained ,$(wildcard examples/nvlm-*-tiny)) -o build/variants
 
 bench: $(READY) ## Measure prefill and decode against transformers; prints a table.
 	$(BIN)/nvlm-bench shapes

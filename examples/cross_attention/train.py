@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from nvlm_deploy.checkpoint import save_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.models import Nvlm, load_model, new_model
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.synthetic.documents import KINDS
 from nvlm_deploy.train.batches import Batch, DocumentBatches

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from nvlm_deploy.checkpoint import save_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.models import NvlmD
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.synthetic.documents import KINDS, document
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config

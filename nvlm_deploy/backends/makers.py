@@ -36,7 +36,7 @@ class EngineSettings:
 
     context_length: tokens of prompt and answer together. target: None for any machine. tiles: for makers
     that compute in 16 bits and measure where that is too little; without it they do not measure. record: JSON
-    that graphs are to say of themselves; see `GraphFacts`. tags: see `preprocess.prompt.tile_tags`.
+    that graphs are to say of themselves; see `GraphFacts`. tags: see `preprocess.assembly.tile_tags`.
     """
 
     context_length: int

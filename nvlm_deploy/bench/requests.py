@@ -46,6 +46,8 @@ def bench_request(config: NvlmConfig, tiles: int, seed: int) -> BenchRequest:
     cross = None
     if config.cross_attention is not None:
         order = np.arange(tiles)
-        cross = CrossPrompt(order[:attended], order[attended:], (), visible_S2)
+        tags = rng.integers(0, config.language.vocab_size, (attended, TAG_TOKENS))
+        tags_C = tuple(tags) if config.variant == "H" else ()
+        cross = CrossPrompt(order[:attended], order[attended:], tags_C, visible_S2)
     ids = rng.integers(0, config.language.vocab_size, length)
     return BenchRequest(Prompt(ids, np.array(visual, np.int64), "", cross), pixels)

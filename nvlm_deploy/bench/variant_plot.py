@@ -1,10 +1,11 @@
-"""The times to the first token of NVLM-D, X and H as a picture."""
+"""NVLM-D, X and H as pictures: times to the first token, training throughput."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from nvlm_deploy.bench.variant_report import VariantReport
+from nvlm_deploy.bench.variant_training import TrainingReport
 from nvlm_deploy.sensitivity.plot import pyplot
 
 _STAGES = (
@@ -37,6 +38,28 @@ def draw_variants(report: VariantReport, path: Path) -> None:
     axes.set_xticks(range(len(counts)), [str(n) for n in counts])
     axes.set_xlabel("tiles of the image")
     axes.set_ylabel("seconds to the first token")
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_training(report: TrainingReport, path: Path) -> None:
+    """Draw how many times as many samples a second as the first variant each takes, here and in the paper.
+
+    Raises:
+        UnsuitableError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    rows = report.rows()
+    sources = (("x", f"here, {report.workload.shape}", "C0"), ("paper_x", "paper, 34B on 128 H100", "0.75"))
+    for number, (key, label, color) in enumerate(sources):
+        places = [i + (number - 0.5) * 0.38 for i in range(len(rows))]
+        bars = axes.bar(places, [row[key] for row in rows], 0.36, color=color, label=label)
+        axes.bar_label(bars, fmt="%.2f")
+    axes.set_xticks(range(len(rows)), [f"NVLM-{row['variant']}" for row in rows])
+    axes.set_ylabel("samples a second, NVLM-D = 1")
+    axes.set_ylim(0, 1.15 * max(max(row["x"], row["paper_x"]) for row in rows))
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)

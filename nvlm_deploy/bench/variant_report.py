@@ -117,22 +117,6 @@ class VariantReport:
         stages = "tower and projector, keys and values of tiles, prefill of the decoder"
         yield f"Where they go with {most} tiles: {stages}.", _parts(rows, most)
 
-    def markdown(self) -> str:
-        """The report as a page."""
-        facts = ", ".join(f"{key} {value}" for key, value in self.environment.items())
-        parts = [
-            "# NVLM-D, X and H at equal width",
-            f"Shape `{self.shape}`, random weights, cross-attention every {self.interval} decoder layers, "
-            f"recipe `{self.recipe}`; median of {self.workload.rounds} rounds, of the tower of "
-            f"{self.workload.vision_rounds} ({facts}). "
-            "Prompts have as many tokens as with the released tokenizer.",
-            f"`nvlm-bench variants --shape {self.shape} --every {self.interval} --recipe {self.recipe} "
-            f"--tiles {','.join(map(str, self.workload.tiles))} --rounds {self.workload.rounds}`",
-        ]
-        for sentence, table in self.tables():
-            parts += [sentence, _markdown_table(table)]
-        return "\n\n".join(parts) + "\n"
-
 
 def _main(rows: Sequence[dict[str, Any]], most: int) -> list[Row]:
     table: list[Row] = [
@@ -183,12 +167,6 @@ def _parts(rows: Sequence[dict[str, Any]], most: int) -> list[Row]:
         stages = row["stages_ms"][most]
         table.append((row["variant"], *(f"{stages[name]:.1f}" for name in ("vision", "states", "prefill"))))
     return table
-
-
-def _markdown_table(table: Sequence[Row]) -> str:
-    head, *rows = ["| " + " | ".join(row) + " |" for row in table]
-    rule = "|---|" + "---:|" * (len(table[0]) - 1)
-    return "\n".join([head, rule, *rows])
 
 
 def _seconds(stages: Stages) -> tuple[float, float, float]:

@@ -30,7 +30,7 @@ from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.errors import UsageError, did_you_mean
 from nvlm_deploy.planner.workload import prompt_tokens
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.progress import ProgressCallback
 from nvlm_deploy.quantization.checkpoint import open_weights
@@ -125,17 +125,16 @@ def bench_variants(settings: VariantSettings, directory: Path, progress: Progres
     Raises:
         UsageError: an unknown shape or recipe, or more tiles than an image has.
     """
-    if settings.shape not in SHAPES:
-        raise UsageError(f"there is no shape '{settings.shape}'", hint=did_you_mean(settings.shape, SHAPES))
+    raw_configs = variant_configs(settings.shape, settings.interval)
     recipe = load_yaml_model("recipe", settings.recipe, Recipe)
     if recipe.makes_checkpoint:
         raise UsageError(f"recipe {recipe.name} needs calibration", hint="int4-rtn, int8 and fp32 do not")
     workload, threads = settings.workload, settings.threads or os.cpu_count() or 1
-    configs = {variant: NvlmConfig.from_dict(raw) for variant, raw in _configs(settings).items()}
+    configs = {variant: NvlmConfig.from_dict(raw) for variant, raw in raw_configs.items()}
     _check_tiles(workload.tiles, configs["D"])
     context = max(prompt_tokens(c, n) for c in configs.values() for n in workload.tiles)
     context += workload.decode_tokens + 1
-    for number, (variant, raw) in enumerate(_configs(settings).items(), start=1):
+    for number, (variant, raw) in enumerate(raw_configs.items(), start=1):
         write_random_checkpoint(raw, directory / variant)
         _build(directory / variant, directory / f"{variant}-engine", recipe, context)
         progress("build", number, len(configs))
@@ -155,11 +154,18 @@ def bench_variants(settings: VariantSettings, directory: Path, progress: Progres
     )
 
 
-def _configs(settings: VariantSettings) -> dict[str, dict[str, Any]]:
-    shape = SHAPES[settings.shape]
-    layers = every(settings.interval, shape.layers)
+def variant_configs(name: str, interval: int) -> dict[str, dict[str, Any]]:
+    """`config.json` objects of the three variants of a shape, cross-attention every `interval` layers.
+
+    Raises:
+        UsageError: an unknown shape, or too few layers.
+    """
+    if name not in SHAPES:
+        raise UsageError(f"there is no shape '{name}'", hint=did_you_mean(name, SHAPES))
+    shape = SHAPES[name]
+    layers = every(interval, shape.layers)
     if not layers:
-        raise UsageError(f"{shape.layers} decoder layers have no cross-attention every {settings.interval}")
+        raise UsageError(f"{shape.layers} decoder layers have no cross-attention every {interval}")
     return {
         "D": released_style_config(shape),
         "X": cross_style_config(shape, "X", layers),

@@ -13,7 +13,7 @@ from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.config.validation import explain
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.preprocess.images import ImageSource
-from nvlm_deploy.preprocess.prompt import IMAGE_MARKER
+from nvlm_deploy.preprocess.written_images import IMAGE_MARKER
 
 _FORM_HINT = (
     'a line is {"image": FILE, "question": TEXT, "answer": TEXT} or '

@@ -13,7 +13,7 @@ from nvlm_deploy.calibration.summary import CalibrationSummary, Tally
 from nvlm_deploy.config.calibration import CalibrationSet
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.progress import ProgressCallback, no_progress
 

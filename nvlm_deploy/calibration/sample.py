@@ -11,7 +11,8 @@ import numpy.typing as npt
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.token_classes import Classes, classify_entries, classify_tokens
 from nvlm_deploy.errors import NvlmError
-from nvlm_deploy.preprocess.prompt import CrossPrompt, PromptBuilder
+from nvlm_deploy.preprocess.prompt import CrossPrompt
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tiles import preprocess_images
 
 

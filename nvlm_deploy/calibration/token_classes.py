@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_deploy.errors import NvlmError
-from nvlm_deploy.preprocess.prompt import CrossPrompt, Prompt, PromptBuilder
+from nvlm_deploy.preprocess.prompt import CrossPrompt, Prompt
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 
 Classes = npt.NDArray[np.int8]
 """Values of TokenClass, or UNSEEN."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ class CheckpointReader:
         self.config = NvlmConfig.from_directory(directory)
         self.shards = ShardSet(directory)
         table = model_table(self.config)
+        check_variant(directory, self.config, self.shards.infos)
         _check_dtypes(directory, self.shards.infos)
         table.check_sources(self.shards.infos, where=str(directory))
         self._infos = {name: self.shards.infos[name] for name in table.sources}
@@ -63,6 +65,22 @@ class CheckpointReader:
     def fingerprint(self) -> str:
         """See `ShardSet.fingerprint`."""
         return self.shards.fingerprint()
+
+
+def check_variant(directory: Path, config: NvlmConfig, infos: Mapping[str, TensorInfo]) -> None:
+    """Tell NVLM-D from its siblings by what is there, before single tensors are called unknown or missing."""
+    there = any(".cross_attn" in name for name in infos)
+    if there and config.cross_attention is None:
+        raise NvlmError(
+            f"{directory} has tensors of cross-attention, but its config.json says NVLM-{config.variant}",
+            hint="NVLM-X and NVLM-H have a section cross_attention_config, see docs/checkpoint-format.md",
+        )
+    if config.cross_attention is not None and not there:
+        raise NvlmError(
+            f"{directory} has no tensor of cross-attention, but its config.json says NVLM-{config.variant}: "
+            "these are the weights of an NVLM-D",
+            hint=f"nvlm-build convert --variant {config.variant} starts an NVLM-{config.variant} from parts",
+        )
 
 
 def _check_dtypes(directory: Path, infos: dict[str, TensorInfo]) -> None:

@@ -157,7 +157,9 @@ def _write_kit(plan: EnginePlan, released: Path | None, device: str, as_json: bo
 
     with progress_bars() as progress:
         result = write_kit(plan, KitOptions(released, device), progress)
-    if released is None:
+    if plan.config.cross_attention is not None:
+        note(f"no probes are in the kit of an NVLM-{plan.config.variant}: nothing asks them yet")
+    elif released is None:
         note("the kit has no probes: give --against the released checkpoint, and leave out --no-verify")
     if as_json:
         print_json(result.to_dict())

@@ -117,6 +117,14 @@ EVAL = LazyGroup(
             "recipes",
             "Compare recipes on held-out generated documents.",
         ),
+        "run": Verb("nvlm_deploy.cli.evaluate_run", "run", "Answer a benchmark's questions and score them."),
+        "score": Verb("nvlm_deploy.cli.score", "score", "Score saved predictions."),
+        "metrics": Verb(
+            "nvlm_deploy.cli.score", "metrics", "List the metrics, with the fields that they read."
+        ),
+        "formats": Verb(
+            "nvlm_deploy.cli.evaluate_run", "formats", "List the formats of data sets that can be read."
+        ),
     },
     "Measure how right an engine's answers are.",
 )

@@ -17,19 +17,21 @@ _ACTIVATION_PRECISIONS: dict[ActivationType, str] = {"int8-static": "int8", "fp8
 
 
 # Who makes engines of models with gated cross-attention.
-_CROSS_BACKENDS: tuple[Backend, ...] = ("onnxruntime",)
+_CROSS_BACKENDS: tuple[Backend, ...] = ("onnxruntime", "tensorrt_llm")
+# The first release of TensorRT-LLM whose decoder with cross-attention ours is built on.
+_CROSS_TENSORRT_LLM = 1
 
 
 def check_variant(config: NvlmConfig) -> None:
-    """Refuse models with cross-attention where it is not written yet.
+    """Refuse models with cross-attention where only NVLM-D is known.
 
     Raises:
         UnsuitableError: names the variant.
     """
     if config.variant != "D":
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}: this release exports NVLM-D only",
-            hint="nvlm-build engine makes engines of it for ONNX Runtime",
+            f"this is an NVLM-{config.variant}, and no server knows more than NVLM-D",
+            hint="nvlm-build engine makes engines of it; nvlm-build export --format trtllm, a checkpoint",
         )
 
 
@@ -39,10 +41,53 @@ def check_cross_backend(config: NvlmConfig, target: Target) -> None:
     Raises:
         UnsuitableError: names variant and backend.
     """
-    if config.variant != "D" and target.backend not in _CROSS_BACKENDS:
+    if config.variant == "D":
+        return
+    maker: str = target.backend
+    release = target.versions.get("tensorrt_llm", "")
+    if maker == "tensorrt_llm" and int(release.split(".")[0] or 0) < _CROSS_TENSORRT_LLM:
+        maker = f"TensorRT-LLM {release}"
+    elif maker in _CROSS_BACKENDS:
+        return
+    raise UnsuitableError(
+        f"this is an NVLM-{config.variant}, and {maker} makes engines of NVLM-D only",
+        hint="onnxruntime has cross-attention: --target cpu-x86, or --set backend=onnxruntime",
+    )
+
+
+def check_cross_caches(config: NvlmConfig, fp8_cache: bool) -> None:
+    """Refuse what TensorRT-LLM's caches cannot hold of tiles.
+
+    Raises:
+        UnsuitableError: heads of two widths, or a cache in FP8.
+    """
+    cross = config.cross_attention
+    if cross is None:
+        return
+    if cross.head_dim != config.language.head_dim:
         raise UnsuitableError(
-            f"this is an NVLM-{config.variant}, and {target.backend} makes engines of NVLM-D only",
-            hint="onnxruntime has cross-attention: --target cpu-x86, or --set backend=onnxruntime",
+            f"heads of cross-attention have {cross.head_dim} features and the decoder's "
+            f"{config.language.head_dim}: TensorRT-LLM's caches have one size of heads",
+            hint="onnxruntime makes engines of this checkpoint",
+        )
+    if fp8_cache:
+        raise UnsuitableError(
+            f"the FP8 cache of an NVLM-{config.variant} would hold keys and values of tiles, too, whose "
+            "scales are never measured",
+            hint="quantize with --set kv_cache=fp16",
+        )
+
+
+def check_cross_ranks(config: NvlmConfig, pp: int) -> None:
+    """Refuse pipeline stages for models with cross-attention.
+
+    Raises:
+        UnsuitableError: there are several.
+    """
+    if config.variant != "D" and pp > 1:
+        raise UnsuitableError(
+            f"--pp {pp}: TensorRT-LLM's decoder with cross-attention has no pipeline stages",
+            hint="use --tp alone for NVLM-X and NVLM-H",
         )
 
 

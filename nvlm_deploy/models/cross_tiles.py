@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.models.cross_attention import TileMemory
-from nvlm_deploy.preprocess.prompt import TiledPrompt
+from nvlm_deploy.preprocess.prompt import CrossPrompt, TiledPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class CrossTiles:
         Args:
             prompts: one per row, with their tiles in order.
             length: T; by default that of the longest prompt.
+
+        Raises:
+            NvlmError: a token of a prompt sees tiles that the prompt does not have.
         """
         crosses = [prompt.cross for prompt in prompts if prompt.cross is not None]
         if len(crosses) != len(prompts):
@@ -54,6 +58,7 @@ class CrossTiles:
         sequence: list[int] = []
         first = 0
         for number, cross in enumerate(crosses):
+            _check_visible(number, cross)
             visible_BT2[number, : len(cross.visible)] = torch.from_numpy(cross.visible)
             # An answer behind the prompt sees what the last token sees; so does padding, which nobody reads.
             visible_BT2[number, len(cross.visible) :] = visible_BT2[number, len(cross.visible) - 1]
@@ -69,6 +74,11 @@ class CrossTiles:
             tags_CG[place, : len(tag)] = torch.as_tensor(tag)
         integers = [torch.tensor(values, dtype=torch.int64) for values in (index, row, rank, sequence)]
         return cls(visible_BT2, integers[0], integers[1], integers[2], tags_CG, integers[3])
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.index_C) + len(self.sequence_S)
 
     def to(self, device: torch.device) -> CrossTiles:
         """The same on another device."""
@@ -124,3 +134,14 @@ class CrossTiles:
 
     def _grid(self) -> tuple[int, int]:
         return self.visible_BT2.shape[0], int(self.rank_C.max()) + 1
+
+
+def _check_visible(row: int, cross: CrossPrompt) -> None:
+    first_S, end_S = cross.visible[:, 0], cross.visible[:, 1]
+    wrong_S = (first_S < 0) | (end_S < first_S) | (end_S > len(cross.tiles))
+    if wrong_S.any():
+        token = int(wrong_S.argmax())
+        raise NvlmError(
+            f"row {row}: token {token} is to see the tiles [{first_S[token]}, {end_S[token]}), "
+            f"and its prompt has {len(cross.tiles)} in cross-attention"
+        )

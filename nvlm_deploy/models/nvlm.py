@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.models.cross_attention import TileMemory
 from nvlm_deploy.models.cross_tiles import CrossTiles
 from nvlm_deploy.models.decoder import KvCache, LanguageDecoder
@@ -80,7 +81,12 @@ class Nvlm(nn.Module, ABC):
         cache: KvCache | None = None,
         tiles: CrossTiles | None = None,
     ) -> Tensor:
-        """Normalized hidden states [B, T, D] from visual tokens; the other arguments as in `forward`."""
+        """Normalized hidden states [B, T, D] from visual tokens; the other arguments as in `forward`.
+
+        Raises:
+            NvlmError: tiles without prompts that are about them, or another number of tiles than theirs.
+        """
+        self._check_tiles(0 if visual_NVD is None else len(visual_NVD), tiles)
         memory, visible_BT2 = None, None
         if visual_NVD is not None and tiles is not None:
             memory, visible_BT2 = self.tile_memory(visual_NVD, tiles), tiles.visible_BT2
@@ -92,6 +98,20 @@ class Nvlm(nn.Module, ABC):
         embeds_BTD = self.embed(ids_BT, visual_NVD, visual_mask_BT)
         hidden_BTD: Tensor = self.language(embeds_BTD, cache, memory, visible_BT2)
         return hidden_BTD
+
+    def _check_tiles(self, given: int, tiles: CrossTiles | None) -> None:
+        variant = f"an NVLM-{self.config.variant}"
+        if self.config.cross_attention is None:
+            if tiles is not None:
+                raise NvlmError(f"{variant} has no cross-attention, and tiles are given for it")
+        elif tiles is None:
+            if given:
+                raise NvlmError(
+                    f"{given} tiles without tags: {variant} attends to tiles as its prompts say",
+                    hint="pass CrossTiles.of([prompt]), with prompts that were built for this model",
+                )
+        elif tiles.count != given:
+            raise NvlmError(f"the prompts are about {tiles.count} tiles, and {given} are given")
 
     @torch.inference_mode()
     def generate(

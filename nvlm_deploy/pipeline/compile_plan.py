@@ -104,7 +104,7 @@ def plan_compile(request: CompileRequest) -> CompilePlan:
     check_output(request.output)
     kit = BuildKit.read(request.kit)
     check_files(request.kit, kit.files, digests=False)
-    release, settings, built = _language(request.kit, kit)
+    release, settings, built = language_settings(request.kit, kit)
     limit = request.max_build_memory
     if limit is None:
         limit = available_bytes()
@@ -162,9 +162,15 @@ def _no_room(plan: CompilePlan) -> Iterator[str]:
         yield f"--max-build-memory is {asked / 1e9:.2f} GB, and {there / 1e9:.2f} GB are available"
 
 
-def _language(
+def language_settings(
     directory: Path, kit: BuildKit
 ) -> tuple[str | None, LlmBuildSettings | None, BuildArguments | None]:
+    """The release of TensorRT-LLM that builds a kit's language model, and how; None for other makers.
+
+    Raises:
+        UnsuitableError: the installed one cannot, or the context is too short.
+        NvlmError: the checkpoint's config cannot be read.
+    """
     part = kit.part("llm")
     if part.maker != "tensorrt_llm":
         return None, None, None

@@ -31,7 +31,7 @@ from nvlm_deploy.pipeline.atomic import atomic_directory
 from nvlm_deploy.pipeline.measured import PREDICTION_KEY, BuildMeter, prediction_and_measurement
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.quantize import quantize_checkpoint
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.record import QuantizationRecord

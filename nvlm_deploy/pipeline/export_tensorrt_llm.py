@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from nvlm_deploy.progress import ProgressCallback, no_progress
 STAGE = "export"
 DEFAULT_DTYPE = "bfloat16"
 EMBEDDINGS = ("split", "replicated")
+# For `trtllm-build --model_cls_file`, beside the ranks of NVLM-X and NVLM-H.
+CLASS_FILE = "nvlm_mllama.py"
+_CLASS_SOURCE = Path(__file__).parents[1] / "backends" / "tensorrt_llm" / CLASS_FILE
 _OPTIONS: dict[str, Any] = {
     "tp": 1,
     "pp": 1,
@@ -64,6 +68,8 @@ class TensorRtLlmPlan:
             notes.append(f"the MLPs are padded with zeros from {width:,} to {padded:,}")
         if any(form.storage.format == "int4" for forms in self.layout.forms for form in forms.values()):
             notes.append(f"TensorRT-LLM rounds the scales of groups to {self.dtype} when it loads them")
+        if self.layout.cross is not None:
+            notes.append(f"trtllm-build needs --model_cls_file {CLASS_FILE}; not yet verified on a GPU")
         return tuple(notes)
 
     def rows(self) -> Sequence[tuple[str, str]]:
@@ -125,6 +131,8 @@ class TensorRtLlmPlan:
             if self.by_layer is not None:
                 _write_json(work.result / QUANT_CONFIG_NAME, self.by_layer)
             _write_json(work.result / RECORD_NAME, record)
+            if self.layout.cross is not None:
+                shutil.copyfile(_CLASS_SOURCE, work.result / CLASS_FILE)
             progress(STAGE, total, total)
         return {**self.to_dict(), "seconds": time.perf_counter() - began}
 

@@ -21,14 +21,17 @@ from nvlm_deploy.config.strict_json import from_json, to_json
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.doctor import System
 from nvlm_deploy.errors import UsageError
-from nvlm_deploy.pipeline.compile_plan import PLAN_KEY, doctor_errors
+from nvlm_deploy.pipeline.compile_plan import PLAN_KEY, doctor_errors, language_settings
 from nvlm_deploy.pipeline.engine import copy_files, prepared_weights, settled_manifest, tried_tiles
+from nvlm_deploy.pipeline.export_tensorrt_llm import CLASS_FILE
+from nvlm_deploy.pipeline.kit_cross import builder_command
 from nvlm_deploy.pipeline.kit_page import kit_page
 from nvlm_deploy.pipeline.kit_parts import KitWriter, plan_parts
 from nvlm_deploy.pipeline.kit_probes import PROBE_STAGE, make_probes
 from nvlm_deploy.pipeline.plan import EnginePlan
 from nvlm_deploy.pipeline.resumable import resumable_directory
 from nvlm_deploy.pipeline.verify_kit import PROBES_FOLDER
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 
 README_NAME = "README.md"
@@ -76,6 +79,9 @@ def write_kit(plan: EnginePlan, options: KitOptions, progress: ProgressCallback 
     start = time.perf_counter()
     _require_kit_backend(plan.target)
     plan.device.require_fit()
+    if plan.config.cross_attention is not None:
+        # Nothing asks them yet: see `nvlm_deploy.runtime.bundle.open_engine`.
+        options = replace(options, reference=None)
     weights, record = prepared_weights(plan, progress)
     results = {
         PLAN_KEY: {name: value for name, value in plan.device.to_dict().items() if name not in _SAID_BEFORE}
@@ -102,7 +108,7 @@ def write_kit(plan: EnginePlan, options: KitOptions, progress: ProgressCallback 
             make_probes(folder, options.reference, options.device, progress)
             work.finish(len(writers), {"stage": PROBE_STAGE})
         kit = BuildKit(KIT_VERSION, manifest, tuple(parts), options.reference is not None, ())
-        (work.result / README_NAME).write_text(kit_page(kit), encoding="utf-8")
+        (work.result / README_NAME).write_text(kit_page(kit, _builder(kit, work.result)), encoding="utf-8")
         kit = replace(kit, files=collect_files(work.result, progress))
         kit.write(work.result)
     if plan.quantize is not None:
@@ -115,7 +121,17 @@ def _write_part(writer: KitWriter, result: Path, progress: ProgressCallback) -> 
 
 
 def _settings(plan: EnginePlan) -> EngineSettings:
-    return EngineSettings(plan.context, plan.target, partial(tried_tiles, plan))
+    tags = tile_tags(plan.tokenizer, plan.config)
+    return EngineSettings(plan.context, plan.target, partial(tried_tiles, plan), tags=tags)
+
+
+def _builder(kit: BuildKit, directory: Path) -> str | None:
+    """How TensorRT-LLM's own builder is called where a kit brings the model class for it."""
+    if not (directory / kit.part("llm").source / CLASS_FILE).exists():
+        return None
+    arguments = language_settings(directory, kit)[2]
+    assert arguments is not None, "the class is for a checkpoint of TensorRT-LLM"
+    return builder_command(arguments)
 
 
 def _probes_key(options: KitOptions) -> str | None:

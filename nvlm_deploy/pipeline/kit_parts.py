@@ -15,6 +15,7 @@ from nvlm_deploy.backends.makers import BuildProgress, EngineSettings
 from nvlm_deploy.backends.tensorrt.engine import PartGraph, decoder_graph, describe, vision_graph
 from nvlm_deploy.backends.tensorrt_llm.build import ENGINE_FOLDER, release_of
 from nvlm_deploy.backends.tensorrt_llm.build_config import TOKENS_PER_BLOCK, EngineLimits
+from nvlm_deploy.backends.tensorrt_llm.encoder_inputs import entries_of
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.kit import KitPart
 from nvlm_deploy.config.model import NvlmConfig
@@ -23,6 +24,7 @@ from nvlm_deploy.export import write_model
 from nvlm_deploy.export.tensorrt_llm import Parallel
 from nvlm_deploy.pipeline.export import ExportRequest
 from nvlm_deploy.pipeline.export_tensorrt_llm import DEFAULT_DTYPE, plan_tensorrt_llm
+from nvlm_deploy.pipeline.kit_cross import Tags, write_tags
 from nvlm_deploy.planner import DevicePlan
 from nvlm_deploy.quantization.plan import QuantizationPlan
 
@@ -83,6 +85,7 @@ class CheckpointWriter:
     version: str
     limits: EngineLimits
     reserved_bytes: int
+    tags: Tags = ()
 
     @property
     def part(self) -> Literal["vision", "llm"]:
@@ -101,6 +104,8 @@ class CheckpointWriter:
         options = {"tp": self.parallel.tp, "pp": self.parallel.pp, "version": self.version}
         plan = plan_tensorrt_llm(ExportRequest(self.checkpoint, output, options))
         plan.run(lambda stage, done, total: progress("llm", stage, done, total))
+        if self.tags:
+            write_tags(directory, self.checkpoint, self.tags)
         return KitPart(
             "llm",
             "tensorrt_llm",
@@ -113,7 +118,9 @@ class CheckpointWriter:
     def _section(self) -> dict[str, Any]:
         language, limits = self.config.language, self.limits
         blocks = -(-limits.context // TOKENS_PER_BLOCK)
+        cross = self.config.cross_attention
         return {
+            **({} if cross is None else {"encoder_entries": limits.encoder_entries}),
             "engine": ENGINE_FOLDER,
             "context_length": limits.context,
             "hidden_size": language.hidden_size,
@@ -139,26 +146,30 @@ def plan_parts(
     """Return the writers of a kit's parts, for the ranks of `device`; weights stay lazy."""
     target = settings.target
     assert target is not None, "kits are made for a target"
-    context = settings.context_length
+    context, tags = settings.context_length, settings.tags
     vision = vision_graph("tensorrt", weights, config, quantization, settings)
     tower = GraphWriter(vision, config, target, context)
     if target.backend != "tensorrt_llm":
         decoder = decoder_graph("tensorrt", weights, config, quantization, settings)
         return (tower, GraphWriter(decoder, config, target, context))
     parallel = Parallel(device.parallel.tp, device.parallel.pp)
-    limits = engine_limits(config, target, context)
+    limits = engine_limits(config, target, context, tags)
     reserved = device.memory.vision_activations + device.memory.workspace
     release = release_of(target).name
     directory = weights.reader.directory
-    return (tower, CheckpointWriter(directory, config, parallel, release, limits, reserved))
+    return (tower, CheckpointWriter(directory, config, parallel, release, limits, reserved, tags))
 
 
-def engine_limits(config: NvlmConfig, target: Target, context: int) -> EngineLimits:
+def engine_limits(config: NvlmConfig, target: Target, context: int, tags: Tags = ()) -> EngineLimits:
     """What a TensorRT-LLM engine is built for: an image of the most tiles, with thumbnail, per request."""
+    tiles = config.max_tiles + (config.max_tiles > 1 and config.use_thumbnail)
+    attended, per_tile = config.cross_tiles(tiles), config.visual_tokens_per_tile
+    longest = max(map(len, tags), default=0)
     return EngineLimits(
         max_batch=target.limits.max_batch,
         context=context,
-        max_tiles=config.max_tiles + (config.max_tiles > 1 and config.use_thumbnail),
-        tokens_per_tile=config.visual_tokens_per_tile,
+        max_tiles=tiles - attended,
+        tokens_per_tile=per_tile,
         max_num_tokens=target.limits.max_num_tokens,
+        encoder_entries=entries_of(attended, per_tile, longest) if config.cross_attention else 0,
     )

@@ -17,7 +17,12 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.manifest import MANIFEST_NAME, PartSize
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import VERIFIABLE_BACKEND, check_cross_backend, check_engine
+from nvlm_deploy.config.suitability import (
+    VERIFIABLE_BACKEND,
+    check_cross_backend,
+    check_cross_ranks,
+    check_engine,
+)
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.pipeline.atomic import check_output
@@ -29,7 +34,7 @@ from nvlm_deploy.pipeline.quantize_plan import (
     plan_quantize,
 )
 from nvlm_deploy.planner import DevicePlan, Parallel, Question, Workload, tokenizer_bytes, with_hints
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.quantization.checkpoint import QuantizedWeights, open_weights
 from nvlm_deploy.quantization.plan import QuantizationPlan, resolve
@@ -153,6 +158,7 @@ def plan_engine(request: BuildRequest) -> EnginePlan:
     target = load_target(request.target, of_target)
     weights = open_weights(request.checkpoint)
     check_cross_backend(weights.reader.config, target)
+    check_cross_ranks(weights.reader.config, request.parallel.pp)
     of_recipe = [text for text in others if not text.startswith(CALIBRATION_PREFIX)]
     recipe = _read_recipe(request, weights, of_recipe)
     check_engine(recipe, target)

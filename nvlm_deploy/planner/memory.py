@@ -9,7 +9,7 @@ from nvlm_deploy.config.target import GIB, Target
 from nvlm_deploy.planner.shards import Parallel
 from nvlm_deploy.planner.sizes import Sizes
 from nvlm_deploy.planner.storage import rotary_bytes
-from nvlm_deploy.planner.workload import Workload, kv_bytes_per_token, tile_state_bytes
+from nvlm_deploy.planner.workload import Workload, cross_entries, kv_bytes_per_token, tile_state_bytes
 
 _KV_BLOCK = 64
 # CUDA context, libraries and the Python process, where they share the device's memory.
@@ -60,7 +60,7 @@ def rank_memory(
             RankMemory(
                 weights=sizes.stages[stage] + tables + (sizes.tower if first else 0),
                 kv_cache=_kv_cache(config, sizes, parallel, load, layers),
-                tile_states=_tile_states(config, sizes, load),
+                tile_states=_tile_states(config, sizes, target, parallel, load),
                 vision_activations=tower if first else 0,
                 decoder_activations=_decoder_activations(config, target, parallel, load),
                 prompt_table=_prompt_table(config, target, load),
@@ -82,10 +82,18 @@ def _kv_cache(config: NvlmConfig, sizes: Sizes, parallel: Parallel, load: Worklo
     return blocks * _KV_BLOCK * load.batch * per_token
 
 
-def _tile_states(config: NvlmConfig, sizes: Sizes, load: Workload) -> int:
-    """Those of images are kept for the next question; those of a batch are laid out beside them."""
-    copies = 1 if load.batch == 1 else 2
-    return load.batch * copies * tile_state_bytes(config, sizes.kv_element, load.encoded_tiles)
+def _tile_states(config: NvlmConfig, sizes: Sizes, target: Target, parallel: Parallel, load: Workload) -> int:
+    """Of all images of a batch; TensorRT-LLM keeps them in blocks, and divides the heads among ranks."""
+    states = tile_state_bytes(config, sizes.kv_element, load.encoded_tiles)
+    cross = config.cross_attention
+    if target.backend == "tensorrt_llm" and cross is not None:
+        entries = cross_entries(config, load.encoded_tiles)
+        # With the one that text without tiles attends to.
+        blocks = -(-(entries + 1) // _KV_BLOCK)
+        heads = -(-cross.num_kv_heads // parallel.tp)
+        return load.batch * states * blocks * _KV_BLOCK * heads // (max(1, entries) * cross.num_kv_heads)
+    # Those of images are kept for the next question; those of a batch are laid out beside them.
+    return load.batch * states * (1 if load.batch == 1 else 2)
 
 
 def _tower_activations(config: NvlmConfig, target: Target, load: Workload) -> int:

@@ -10,7 +10,12 @@ from nvlm_deploy.config.catalog import load_yaml_model
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.parameters import parameter_shapes
 from nvlm_deploy.config.recipe import Recipe
-from nvlm_deploy.config.suitability import check_backend, check_cross_backend, check_target
+from nvlm_deploy.config.suitability import (
+    check_backend,
+    check_cross_backend,
+    check_cross_ranks,
+    check_target,
+)
 from nvlm_deploy.config.target import Target, load_target, split_target_overrides
 from nvlm_deploy.errors import UnsuitableError, UsageError
 from nvlm_deploy.planner.device_plan import DevicePlan, plan_on_device
@@ -95,6 +100,7 @@ class Question:
 
     def _check_variant(self, recipe: Recipe, target: Target) -> None:
         check_cross_backend(self.config, target)
+        check_cross_ranks(self.config, self.parallel.pp)
 
     def _check_ranks(self, recipe: Recipe, target: Target) -> None:
         if self.parallel.ranks > 1 and target.backend != "tensorrt_llm":

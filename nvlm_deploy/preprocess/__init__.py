@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from nvlm_deploy.preprocess.images import MAX_IMAGE_PIXELS, ImageSource, load_image
 from nvlm_deploy.preprocess.messages import ContentPart, Message, gather_images
-from nvlm_deploy.preprocess.prompt import (
-    DEFAULT_SYSTEM_MESSAGE,
-    IMAGE_MARKER,
-    Prompt,
-    PromptBuilder,
-    TokenizationMode,
-)
+from nvlm_deploy.preprocess.prompt import Prompt, TokenizationMode
+from nvlm_deploy.preprocess.prompt_builder import DEFAULT_SYSTEM_MESSAGE, PromptBuilder
 from nvlm_deploy.preprocess.tiles import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,6 +16,7 @@ from nvlm_deploy.preprocess.tiles import (
     tile_image,
 )
 from nvlm_deploy.preprocess.tokenizer import StreamDecoder, Tokenizer
+from nvlm_deploy.preprocess.written_images import IMAGE_MARKER
 
 __all__ = [
     "DEFAULT_SYSTEM_MESSAGE",

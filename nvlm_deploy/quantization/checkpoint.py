@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
-from nvlm_deploy.checkpoint.reader import CheckpointReader
+from nvlm_deploy.checkpoint.reader import CheckpointReader, check_variant
 from nvlm_deploy.checkpoint.rules import Rule
 from nvlm_deploy.checkpoint.safetensors_file import DTYPE_NAMES, RELEASED_DTYPES, TensorInfo
 from nvlm_deploy.checkpoint.shards import ShardSet
@@ -48,6 +48,7 @@ class QuantizedReader(CheckpointReader):
         self.quant_config = quant_config
         table = model_table(self.config)
         infos = self.shards.infos
+        check_variant(directory, self.config, infos)
         table.check_sources([name for name in infos if not name.endswith(_SUFFIXES)], where=str(directory))
         self._infos = {name: infos[name] for name in table.sources}
         self.storages = self._read_storages(expected_tensors(self.config))

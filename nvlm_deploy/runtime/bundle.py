@@ -24,7 +24,7 @@ from nvlm_deploy.config.manifest import MANIFEST_NAME, EngineManifest, verify_fi
 from nvlm_deploy.config.mismatch import Mismatch, refuse
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError, VerificationError
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.runtime.manifest_checks import (
     COMPILED_BACKENDS,
@@ -73,10 +73,17 @@ def open_engine(
 
     Raises:
         NvlmError, UnsuitableError, VerificationError: as `open_sessions`.
+        UnsuitableError: it is one of NVLM-X or NVLM-H that schedules requests itself.
     """
     manifest, directory = bundle.manifest, bundle.directory
     if manifest.backend not in INFLIGHT_BACKENDS:
         return open_sessions(bundle, options)
+    if bundle.config.cross_attention is not None:
+        raise UnsuitableError(
+            f"this is an NVLM-{bundle.config.variant}, to whose {manifest.backend} engines this release "
+            "does not hand tiles yet",
+            hint="docs/tensorrt-llm.md says what requests have; for answers: --set backend=onnxruntime",
+        )
     _check_machine(bundle)
     tokens = manifest.tiler.visual_tokens_per_tile
     take_part(manifest.backend, directory, manifest.llm, tokens)

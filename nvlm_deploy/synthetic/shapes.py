@@ -30,6 +30,22 @@ class ModelShape:
 
 
 SHAPES: dict[str, ModelShape] = {
+    # A decoder and a tower as unequal as Yi-34B and InternViT-6B, whose training the paper timed.
+    "nvlm-d-0.1b": ModelShape(
+        tile_size=448,
+        vision_hidden=320,
+        vision_intermediate=1280,
+        vision_layers=12,
+        vision_heads=5,
+        hidden=640,
+        intermediate=1792,
+        layers=20,
+        heads=10,
+        kv_heads=2,
+        vocab_size=8192,
+        bos_token_id=8190,
+        eos_token_id=8191,
+    ),
     # InternViT-300M and Qwen2-0.5B: the pair that peers' smallest vision-language models are made of.
     "nvlm-d-0.5b": ModelShape(
         tile_size=448,

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.models.cross_tiles import CrossTiles
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tiles import TiledImage, normalize_tiles, tile_image
 from nvlm_deploy.synthetic.documents import Document, Exchange, document
 from nvlm_deploy.train.conversation import IGNORED_LABEL, TokenizedConversation, tokenize_conversation

@@ -15,7 +15,7 @@ from nvlm_deploy.backends.onnxruntime.stored import stored_matrices
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.eval.prefill import Prefill, image_tiles
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.progress import ProgressCallback, no_progress
 from nvlm_deploy.runtime import Engine
 from nvlm_deploy.runtime.bundle import Bundle, open_sessions, open_tiles

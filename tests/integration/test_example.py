@@ -1,4 +1,4 @@
-"""The example checkpoint really answers, and still does when it is quantized."""
+"""The example checkpoints really answer, and still do when they are quantized."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pytest
 from nvlm_deploy import Engine
 from nvlm_deploy.cli.main import run
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("nvlm-*-tiny"))
 # Of 24. All are right where this was written; kernels of another CPU may round one answer away.
 MOST_WRONG = 1
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 @pytest.mark.parametrize("recipe", ["int8", "int4-rtn"])
-def test_the_samples_are_answered_right(recipe: str, tmp_path: Path) -> None:
-    bundle, folder = tmp_path / "bundle", EXAMPLE / "samples"
+def test_the_samples_are_answered_right(recipe: str, example: Path, tmp_path: Path) -> None:
+    bundle, folder = tmp_path / "bundle", example / "samples"
     assert (
         run(
             [
                 "engine",
-                str(EXAMPLE),
+                str(example),
                 "--recipe",
                 recipe,
                 "--target",

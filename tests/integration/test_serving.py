@@ -19,7 +19,7 @@ from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.export.serving import LOADERS, check_directory
 from nvlm_deploy.models import load_model
 from nvlm_deploy.pipeline.export_serving import check_export
-from nvlm_deploy.preprocess.prompt import PromptBuilder
+from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 
 LAYER = "language_model.model.layers.1."

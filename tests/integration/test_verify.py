@@ -26,7 +26,7 @@ from nvlm_deploy.config.manifest import EngineManifest, collect_files
 from nvlm_deploy.errors import UsageError, VerificationError
 from nvlm_deploy.pipeline.verify import VerifyOptions, verify_bundle
 from nvlm_deploy.preprocess import preprocess_images
-from nvlm_deploy.preprocess import prompt as prompts
+from nvlm_deploy.preprocess.assembly import Assembly
 from nvlm_deploy.verify.checks import Check
 from nvlm_deploy.verify.measure import PromptSet
 from nvlm_deploy.verify.walk import WalkResult
@@ -234,7 +234,7 @@ def test_shifted_tags_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
             self._ids.extend([self._tokenizer.image_token_id] * self._tokens_per_tile)
         self.add_text("</Image>")
 
-    monkeypatch.setattr(prompts._Assembly, "add_image", shifted)
+    monkeypatch.setattr(Assembly, "add_image", shifted)
     (check,) = (each for each in failures(bundle).values() if each.group == "contract")
     assert check.name == "prompt ids, inputs that differ"
     assert "<tile_2>" in check.note.split("must begin")[0]

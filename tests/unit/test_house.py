@@ -24,6 +24,8 @@ MAX_FUNCTION_LINES = 80
 
 # Each is imported in one module, so that its absence or its new version is one module's affair.
 ENGINE_MAKERS = ("modelopt", "onnxruntime", "tensorrt", "tensorrt_llm", "tensorrt_rtx")
+# TensorRT-LLM imports it, not we it: `trtllm-build --model_cls_file`.
+IMPORTED_BY_A_MAKER = PACKAGE / "backends/tensorrt_llm/nvlm_mllama.py"
 
 
 def modules() -> list[Path]:
@@ -55,7 +57,7 @@ def test_files_and_functions_stay_small() -> None:
 @pytest.mark.parametrize("maker", ENGINE_MAKERS)
 def test_an_engine_maker_is_imported_in_one_module(maker: str) -> None:
     users = [path for path in modules() if maker in imported_names(ast.parse(path.read_text()))]
-    assert len(users) <= 1, users
+    assert len(set(users) - {IMPORTED_BY_A_MAKER}) <= 1, users
 
 
 def test_every_package_is_installed() -> None:

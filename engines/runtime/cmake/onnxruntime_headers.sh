@@ -2,8 +2,9 @@
 # Unpack the headers of ONNX Runtime's C API from Debian's libonnxruntime-dev into a folder.
 #
 # Debian 12 has no such package and pip's wheel has no headers, so this takes the package of Debian 13 without
-# installing it: apt is pointed at folders of its own, and nothing of the system changes. The library itself
-# comes from the wheel, or from the system; ONNX Runtime's C API is compatible with all later versions.
+# installing it, from the mirror that apt is set to: apt is pointed at folders of its own, and nothing of the
+# system changes. The library itself comes from the wheel, or from the system; ONNX Runtime's C API is
+# compatible with all later versions.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
@@ -20,7 +21,13 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 mkdir -p "$work"/{lists/partial,cache/archives/partial}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$keyring] http://deb.debian.org/debian trixie main" >"$work/sources.list"
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | sort | uniq -c |
+    sort -rn | awk 'NR == 1 {print $2}')
+if [ -z "$mirror" ]; then
+    echo "error: apt lists no Debian mirror here; run apt-get update, or install libonnxruntime-dev" >&2
+    exit 1
+fi
+echo "deb [signed-by=$keyring] $mirror trixie main" >"$work/sources.list"
 cat >"$work/apt.conf" <<CONF
 Dir::Etc::SourceList "$work/sources.list";
 Dir::Etc::SourceParts "/dev/null";

@@ -12,9 +12,12 @@ from typing import Any
 
 from nvlm_deploy.backends.tensorrt_llm.build_config import BuildArguments, check_names
 from nvlm_deploy.backends.tensorrt_llm.interface import Interface, interface_of
+from nvlm_deploy.config.strict_json import read_json_object
 from nvlm_deploy.errors import UnsuitableError
 
 _DISTRIBUTION = "tensorrt-llm"
+# Of checkpoints with cross-attention.
+CROSS_ARCHITECTURE = "NvlmMllamaForCausalLM"
 
 
 def installed_version() -> str | None:
@@ -47,7 +50,6 @@ def build_rank(checkpoint: Path, rank: int, arguments: BuildArguments, output: P
     A model can be built once, so this is one process per rank.
     """
     from tensorrt_llm.builder import BuildConfig, build
-    from tensorrt_llm.models import QWenForCausalLM
     from tensorrt_llm.plugin.plugin import PluginConfig
 
     plugin = PluginConfig()
@@ -55,10 +57,22 @@ def build_rank(checkpoint: Path, rank: int, arguments: BuildArguments, output: P
     for name, value in arguments.plugin.items():
         check_names("PluginConfig", {name: value}, frozenset(dir(plugin)), str(installed_version()))
         setattr(plugin, name, value)
-    model = QWenForCausalLM.from_checkpoint(str(checkpoint), rank=rank)
+    model = _model_class(checkpoint).from_checkpoint(str(checkpoint), rank=rank)
     engine = build(model, BuildConfig(**arguments.build, plugin_config=plugin))
     output.mkdir(parents=True, exist_ok=True)
     engine.save(str(output))
+
+
+def _model_class(checkpoint: Path) -> Any:
+    """The class of a checkpoint's architecture; ours for cross-attention is known once it is imported."""
+    architecture = read_json_object(checkpoint / "config.json").get("architecture")
+    if architecture == CROSS_ARCHITECTURE:
+        from nvlm_deploy.backends.tensorrt_llm.nvlm_mllama import NvlmMllamaForCausalLM
+
+        return NvlmMllamaForCausalLM
+    from tensorrt_llm.models import QWenForCausalLM
+
+    return QWenForCausalLM
 
 
 def executor_api() -> Any:

@@ -13,6 +13,7 @@ from nvlm_deploy.backends.tensorrt.suitable import check_plan
 from nvlm_deploy.backends.tensorrt_llm.interface import interface_of
 from nvlm_deploy.checkpoint.model_weights import ModelWeights
 from nvlm_deploy.config.model import NvlmConfig
+from nvlm_deploy.config.suitability import check_cross_caches
 from nvlm_deploy.config.target import Target
 from nvlm_deploy.errors import UnsuitableError
 from nvlm_deploy.export.tensorrt_llm import Release, find_release
@@ -40,6 +41,7 @@ def check(config: NvlmConfig, plan: QuantizationPlan, settings: EngineSettings) 
     release = release_of(target)
     tower = {name: tensor for name, tensor in plan.tensors.items() if tensor.part in _TOWER}
     check_plan("tensorrt", config, replace(plan, tensors=tower, kv_cache="fp16"), settings)
+    check_cross_caches(config, plan.kv_cache == "fp8")
     if plan.kv_cache == "fp8" and not release.fp8:
         raise UnsuitableError(
             f"recipe {plan.recipe}: TensorRT-LLM {release.name} has no FP8 cache",

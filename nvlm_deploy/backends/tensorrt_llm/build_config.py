@@ -21,7 +21,8 @@ class EngineLimits:
     """What an engine is built for.
 
     max_batch: requests in flight. context: tokens of prompt and answer of one request. max_tiles: of one
-    request, thumbnails included. max_num_tokens: of one pass over all requests.
+    request, thumbnails included, that stand in its sequence. max_num_tokens: of one pass over all requests.
+    encoder_entries: what cross-attention attends to in one request; 0 in NVLM-D.
     """
 
     max_batch: int
@@ -29,6 +30,7 @@ class EngineLimits:
     max_tiles: int
     tokens_per_tile: int
     max_num_tokens: int
+    encoder_entries: int = 0
 
     @property
     def visual_tokens(self) -> int:
@@ -45,9 +47,11 @@ class LlmBuildSettings:
     """
 
     max_batch_size: int
+    max_input_len: int
     max_seq_len: int
     max_num_tokens: int
     max_prompt_embedding_table_size: int
+    max_encoder_input_len: int
     dtype: Literal["float16", "bfloat16"]
     quant_algo: str | None
     kv_cache: str | None
@@ -101,20 +105,24 @@ def settle(checkpoint: Mapping[str, Any], limits: EngineLimits, interface: Inter
             f"{limits.context:,}",
             hint="raise max_context of the target, or build for fewer tiles",
         )
+    # Masks of cross-attention are for whole prompts.
+    chunks = interface.has_extra_ids and not limits.encoder_entries
     algorithm, kv_cache = quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
     fp8_weights, fp8_cache = algorithm in _FP8, kv_cache == "FP8"
     return LlmBuildSettings(
         max_batch_size=limits.max_batch,
+        max_input_len=_longest_prompt(limits),
         max_seq_len=limits.context,
-        max_num_tokens=_tokens_per_pass(limits, chunks=interface.has_extra_ids),
+        max_num_tokens=_tokens_per_pass(limits, chunks=chunks),
         max_prompt_embedding_table_size=limits.visual_tokens,
+        max_encoder_input_len=limits.encoder_entries,
         dtype=dtype,
         quant_algo=algorithm,
         kv_cache=kv_cache,
         gemm_plugin={"FP8": "fp8", "NVFP4": "nvfp4"}.get(str(algorithm), "auto"),
         tokens_per_block=TOKENS_PER_BLOCK,
         # The builder refuses an FP8 cache with paged context attention unless the weights are FP8, too.
-        paged_context_fmha=interface.has_extra_ids and (fp8_weights or not fp8_cache),
+        paged_context_fmha=chunks and (fp8_weights or not fp8_cache),
         # It also fails on FP8 weights without an FP8 cache.
         fp8_context_fmha=fp8_weights and fp8_cache,
         fused_mlp=algorithm is None,
@@ -132,7 +140,7 @@ def arguments(settings: LlmBuildSettings, interface: Interface) -> BuildArgument
     build: dict[str, Any] = {
         "max_batch_size": settings.max_batch_size,
         "max_beam_width": 1,
-        "max_input_len": settings.max_seq_len - 1,
+        "max_input_len": settings.max_input_len,
         "max_seq_len": settings.max_seq_len,
         "max_num_tokens": settings.max_num_tokens,
         "max_prompt_embedding_table_size": settings.max_prompt_embedding_table_size,
@@ -152,6 +160,8 @@ def arguments(settings: LlmBuildSettings, interface: Interface) -> BuildArgument
         "use_paged_context_fmha": settings.paged_context_fmha,
         "use_fp8_context_fmha": settings.fp8_context_fmha,
     }
+    if settings.max_encoder_input_len:
+        build["max_encoder_input_len"] = settings.max_encoder_input_len
     if "use_fused_mlp" in interface.build_fields:
         build["use_fused_mlp"] = settings.fused_mlp
     else:
@@ -199,8 +209,15 @@ def check_engine_config(engine: Mapping[str, Any], settings: LlmBuildSettings) -
         )
 
 
+def _longest_prompt(limits: EngineLimits) -> int:
+    """Tokens of a prompt. With cross-attention, engines reserve memory for a batch of the longest ones."""
+    longest = limits.context - 1
+    return min(longest, limits.max_num_tokens - 1) if limits.encoder_entries else longest
+
+
 def _tokens_per_pass(limits: EngineLimits, *, chunks: bool) -> int:
     """Tokens of one pass. Without chunks a prompt must fit into one; 64 keep room for decoding requests."""
     most = limits.max_batch * limits.context
-    wanted = limits.max_num_tokens if chunks else max(limits.max_num_tokens, limits.context)
+    longest = _longest_prompt(limits) + 1
+    wanted = limits.max_num_tokens if chunks else max(limits.max_num_tokens, longest)
     return max(min(wanted, most), min(most, 64))

@@ -12,10 +12,12 @@ from typing import Any
 from nvlm_deploy import __version__
 from nvlm_deploy.config.model import LanguageConfig
 from nvlm_deploy.errors import NvlmError, UnsuitableError
+from nvlm_deploy.export.tensorrt_llm.cross_config import CROSS_KEY, cross_keys, read_cross
+from nvlm_deploy.export.tensorrt_llm.matrices import matrices_of
 from nvlm_deploy.export.tensorrt_llm.parallel import Parallel
 from nvlm_deploy.export.tensorrt_llm.releases import Release
 from nvlm_deploy.export.tensorrt_llm.schemes import FLOAT, Form, scheme_named
-from nvlm_deploy.export.tensorrt_llm.table import FUSED, Layout
+from nvlm_deploy.export.tensorrt_llm.table import Layout
 
 CONFIG_NAME = "config.json"
 QUANT_CONFIG_NAME = "quant_cfg.json"
@@ -71,11 +73,18 @@ def model_config(
         "use_parallel_embedding": layout.split_embedding,
         "embedding_sharding_dim": 0,
         "tie_word_embeddings": language.tie_word_embeddings,
-        **(_QWEN if language.qkv_bias else _LLAMA),
+        **_family(layout),
         "mapping": {"world_size": parallel.world_size, "tp_size": parallel.tp, "pp_size": parallel.pp},
         "quantization": quantization,
     }
     return config, by_layer
+
+
+def _family(layout: Layout) -> dict[str, Any]:
+    """What a family of models has beyond what all have; with cross-attention, also instead of it."""
+    if layout.cross is not None:
+        return cross_keys(layout.language, layout.cross)
+    return _QWEN if layout.language.qkv_bias else _LLAMA
 
 
 def _quantization(layout: Layout, release: Release) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -111,7 +120,7 @@ def _check_layers_apart(layout: Layout, release: Release, mixed: bool) -> None:
 def _entries(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every matrix with its format in TensorRT-LLM's terms; empty for 16 bits."""
     for layer, forms in enumerate(layout.forms):
-        for fused in FUSED:
+        for fused in layout.matrices(layer):
             yield f"transformer.layers.{layer}.{fused.name}", _entry(forms[fused.name])
 
 
@@ -138,19 +147,20 @@ def read_layout(
     """
     try:
         mapping, quantization = config["mapping"], config["quantization"]
-        language = _language(config, record["intermediate_size"])
+        language, cross = _language(config, record["intermediate_size"]), None
+        if CROSS_KEY in config:
+            language, cross = read_cross(config, language)
         parallel = Parallel(mapping["tp_size"], mapping["pp_size"])
         forms = tuple(
             {
                 fused.name: _form(f"transformer.layers.{layer}.{fused.name}", quantization, by_layer, where)
-                for fused in FUSED
+                for fused in matrices_of(cross, layer)
             }
             for layer in range(language.num_layers)
         )
         cache = quantization["kv_cache_quant_algo"] == "FP8"
-        return Layout(
-            language, parallel, forms, config["intermediate_size"], config["use_parallel_embedding"], cache
-        )
+        split = config["use_parallel_embedding"]
+        return Layout(language, parallel, forms, config["intermediate_size"], split, cache, cross)
     except KeyError as error:
         raise NvlmError(f"{where}: {CONFIG_NAME} or export.json lacks the key {error}") from None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
-from nvlm_deploy.errors import UsageError
+from nvlm_deploy.errors import UnsuitableError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,23 @@ class Parallel:
         """Stage of a layer, and its number within the stage."""
         return divmod(layer, num_layers // self.pp)
 
-    def check(self, language: LanguageConfig) -> None:
-        """Raise UsageError unless heads and layers can be divided so."""
-        heads, kv_heads, layers = language.num_heads, language.num_kv_heads, language.num_layers
+    def check(self, language: LanguageConfig, cross: CrossAttentionConfig | None = None) -> None:
+        """Check that heads and layers can be divided so.
+
+        Raises:
+            UsageError: they cannot; names what they can be divided into.
+            UnsuitableError: there is cross-attention, and more than one stage.
+        """
+        layers = language.num_layers
         if self.tp < 1 or self.pp < 1:
             raise UsageError("--tp and --pp are at least 1")
-        if heads % self.tp or (kv_heads % self.tp and self.tp % kv_heads):
-            fitting = [
-                n for n in range(1, heads + 1) if heads % n == 0 and (not kv_heads % n or not n % kv_heads)
-            ]
-            raise UsageError(
-                f"--tp {self.tp} does not divide the {heads} heads and {kv_heads} KV heads of this model",
-                hint="it takes --tp " + ", ".join(map(str, fitting)),
+        self._check_heads(language, "this model")
+        if cross is not None:
+            self._check_heads(cross, "this model's cross-attention")
+        if cross is not None and self.pp > 1:
+            raise UnsuitableError(
+                f"--pp {self.pp}: TensorRT-LLM's decoder with cross-attention has no pipeline stages",
+                hint="use --tp alone for NVLM-X and NVLM-H",
             )
         if layers % self.pp:
             fitting = [n for n in range(1, layers + 1) if layers % n == 0]
@@ -47,3 +53,15 @@ class Parallel:
                 f"--pp {self.pp} does not divide the {layers} layers of this model",
                 hint="it takes --pp " + ", ".join(map(str, fitting)),
             )
+
+    def _check_heads(self, attention: LanguageConfig | CrossAttentionConfig, owner: str) -> None:
+        heads, kv_heads = attention.num_heads, attention.num_kv_heads
+        if heads % self.tp == 0 and (kv_heads % self.tp == 0 or self.tp % kv_heads == 0):
+            return
+        fitting = [
+            n for n in range(1, heads + 1) if heads % n == 0 and (not kv_heads % n or not n % kv_heads)
+        ]
+        raise UsageError(
+            f"--tp {self.tp} does not divide the {heads} heads and {kv_heads} KV heads of {owner}",
+            hint="it takes --tp " + ", ".join(map(str, fitting)),
+        )

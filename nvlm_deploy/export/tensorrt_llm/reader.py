@@ -16,7 +16,7 @@ from nvlm_deploy.config.strict_json import read_json_object
 from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export.tensorrt_llm.config import CONFIG_NAME, QUANT_CONFIG_NAME, read_layout
 from nvlm_deploy.export.tensorrt_llm.shapes import expected_tensors
-from nvlm_deploy.export.tensorrt_llm.table import FUSED, on_rank
+from nvlm_deploy.export.tensorrt_llm.table import on_rank
 from nvlm_deploy.export.tensorrt_llm.writer import DTYPES, rank_file
 from nvlm_deploy.models.decoder import LanguageDecoder
 from nvlm_deploy.models.quantized import install_quantizers
@@ -32,6 +32,13 @@ _RENAMED = {
     ".self_attn.": ".attention.",
     ".input_layernorm.": ".input_norm.",
     ".post_attention_layernorm.": ".post_attention_norm.",
+    ".cross_attn_layernorm.": ".cross.norm.",
+    ".cross_attn_kv_layernorm.": ".cross.kv_norm.",
+    ".cross_attn.": ".cross.attention.",
+    ".cross_attn_gate": ".cross.gate",
+    ".cross_attn_mlp_layernorm.": ".cross.mlp_norm.",
+    ".cross_attn_mlp.": ".cross.mlp.",
+    ".cross_attn_mlp_gate": ".cross.mlp_gate",
 }
 
 
@@ -91,7 +98,7 @@ class TensorRtLlmWeights:
         self.tensors = {_model_name(name): tensor for name, tensor in reader.tensors()}
         self.storages: dict[str, Storage] = {}
         for layer, forms in enumerate(self.layout.forms):
-            for fused in FUSED:
+            for fused in self.layout.matrices(layer):
                 if forms[fused.name].scheme.algorithm is None:
                     continue
                 for source in fused.sources:
@@ -136,7 +143,7 @@ def load_tensorrt_llm_model(directory: Path) -> LanguageDecoder:
     """
     weights = TensorRtLlmWeights(TensorRtLlmReader(directory))
     with torch.device("meta"):
-        decoder = LanguageDecoder(weights.layout.language)
+        decoder = LanguageDecoder(weights.layout.language, weights.layout.cross)
     # The names of parameters begin with the decoder's own.
     model = nn.Module()
     model.language = decoder

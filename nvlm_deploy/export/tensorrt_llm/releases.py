@@ -17,6 +17,7 @@ class Release:
     algorithms: its names of quantized weights. fp8: whether there is FP8, for the cache, too. several_gpus:
     whether it is built with TP and PP. mixed: whether layers may have formats of their own. tall_scales:
     whether its loader takes scales of groups for transposed already unless there are more rows than groups.
+    cross_attention: whether it has a decoder that NVLM-X and NVLM-H can be built on.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Release:
     several_gpus: bool
     mixed: bool
     tall_scales: bool
+    cross_attention: bool
 
     def check_algorithm(self, algorithm: str) -> None:
         """Raise UnsuitableError unless weights of `algorithm` can be loaded."""
@@ -47,6 +49,7 @@ RELEASES = {
             several_gpus=True,
             mixed=True,
             tall_scales=False,
+            cross_attention=True,
         ),
         Release(
             "0.12-jetson",
@@ -56,6 +59,7 @@ RELEASES = {
             several_gpus=False,
             mixed=False,
             tall_scales=True,
+            cross_attention=False,
         ),
     )
 }

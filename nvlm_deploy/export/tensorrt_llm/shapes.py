@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nvlm_deploy.config.recipe import STATIC_ACTIVATIONS
+from nvlm_deploy.export.tensorrt_llm.matrices import singles_of
 from nvlm_deploy.export.tensorrt_llm.schemes import Form
-from nvlm_deploy.export.tensorrt_llm.table import EMBEDDING, FUSED, LM_HEAD, NORM, Fused, Layout, stored_dtype
+from nvlm_deploy.export.tensorrt_llm.table import EMBEDDING, LM_HEAD, NORM, Layout, stored_dtype
 from nvlm_deploy.quantization.checkpoint import kv_scale_names
 from nvlm_deploy.quantization.layout import storage_codec
 
@@ -37,22 +38,17 @@ def _sources(layout: Layout) -> Iterator[tuple[str, Tensor]]:
     yield NORM, _empty(torch.float32, (language.hidden_size,))
     for layer, forms in enumerate(layout.forms):
         stem = f"language_model.model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{stem}{norm}.weight", _empty(torch.float32, (language.hidden_size,))
-        for fused in FUSED:
+        for single in singles_of(layout.cross, layer, language.hidden_size):
+            yield f"{stem}{single.source}", _empty(torch.float32, (single.size,))
+        for fused in layout.matrices(layer):
             outs, inp = layout.sizes(fused)
             for source, out in zip(fused.sources, outs, strict=True):
                 for suffix, tensor in _matrix(forms[fused.name], out, inp):
                     yield f"{stem}{source}.{suffix}", tensor
-        yield from _biases(layout, FUSED[0], stem)
+                if layout.has_bias(fused):
+                    yield f"{stem}{source}.bias", _empty(torch.float32, (out,))
         for name in kv_scale_names(layer) if layout.fp8_cache else ():
             yield name, _empty(torch.float32, ())
-
-
-def _biases(layout: Layout, fused: Fused, stem: str) -> Iterator[tuple[str, Tensor]]:
-    if layout.language.qkv_bias:
-        for source, out in zip(fused.sources, layout.sizes(fused)[0], strict=True):
-            yield f"{stem}{source}.bias", _empty(torch.float32, (out,))
 
 
 def _matrix(form: Form, rows: int, columns: int) -> Iterator[tuple[str, Tensor]]:

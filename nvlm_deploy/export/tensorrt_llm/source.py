@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from nvlm_deploy.checkpoint.shards import ShardSet
-from nvlm_deploy.config.model import LanguageConfig
-from nvlm_deploy.config.suitability import check_variant
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
+from nvlm_deploy.config.model import LanguageConfig, NvlmConfig
+from nvlm_deploy.config.suitability import check_cross_caches
 from nvlm_deploy.errors import UnsuitableError
+from nvlm_deploy.export.tensorrt_llm.matrices import Fused, matrices_of
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
 from nvlm_deploy.export.tensorrt_llm.parallel import Parallel
 from nvlm_deploy.export.tensorrt_llm.releases import Release
 from nvlm_deploy.export.tensorrt_llm.schemes import Form, scheme_of
-from nvlm_deploy.export.tensorrt_llm.table import EMBEDDING, FUSED, LM_HEAD, Fused, Layout
+from nvlm_deploy.export.tensorrt_llm.table import EMBEDDING, LM_HEAD, Layout
 from nvlm_deploy.quantization.checkpoint import QuantizedReader, open_weights
 from nvlm_deploy.quantization.plan import Storage
 
@@ -28,7 +30,7 @@ class LanguageSource:
     """Released names of the language model with the suffixes of the unified checkpoint."""
 
     shards: ShardSet
-    language: LanguageConfig
+    config: NvlmConfig
     storages: Mapping[str, Storage]
     fp8_cache: bool
 
@@ -40,12 +42,20 @@ class LanguageSource:
             NvlmError: it is not in order.
         """
         reader = open_weights(directory).reader
-        check_variant(reader.config)
         storages: Mapping[str, Storage] = {}
         fp8_cache = False
         if isinstance(reader, QuantizedReader):
             storages, fp8_cache = reader.storages, reader.quant_config.fp8_kv_cache
-        return cls(reader.shards, reader.config.language, storages, fp8_cache)
+        return cls(reader.shards, reader.config, storages, fp8_cache)
+
+    @property
+    def language(self) -> LanguageConfig:
+        return self.config.language
+
+    @property
+    def cross(self) -> CrossAttentionConfig | None:
+        """Cross-attention of NVLM-X and NVLM-H."""
+        return self.config.cross_attention
 
     def names(self) -> tuple[str, ...]:
         """All tensors of the checkpoint, `lm_head` among them if the model ties it to the embedding."""
@@ -78,7 +88,14 @@ def plan_layout(
         UsageError: heads or layers cannot be divided so.
         UnsuitableError: the release has no such format, has one GPU only, or a matrix cannot be divided.
     """
-    parallel.check(source.language)
+    parallel.check(source.language, source.cross)
+    if source.cross is not None and not release.cross_attention:
+        raise UnsuitableError(
+            f"this is an NVLM-{source.config.variant}, and TensorRT-LLM {release.name} has no decoder with "
+            "cross-attention",
+            hint="--version 1.2 has one; on a Jetson, onnxruntime makes engines of it: --target cpu-arm64",
+        )
+    check_cross_caches(source.config, source.fp8_cache)
     if parallel.world_size > 1 and not release.several_gpus:
         raise UnsuitableError(
             f"TensorRT-LLM {release.name} is built for one GPU, not for {parallel.world_size}",
@@ -95,9 +112,9 @@ def plan_layout(
         )
     forms = tuple(_forms(source, layer, release) for layer in range(source.language.num_layers))
     forms = _with_prequant(forms)
-    inner = [form for layer in forms for name, form in layer.items() if name.startswith("mlp.")]
+    inner = [form for layer in forms for name, form in layer.items() if "mlp." in name]
     width = padded_intermediate(source.language.intermediate_size, inner, parallel.tp)
-    layout = Layout(source.language, parallel, forms, width, split_embedding, source.fp8_cache)
+    layout = Layout(source.language, parallel, forms, width, split_embedding, source.fp8_cache, source.cross)
     for layer in range(source.language.num_layers):
         check_divisible(layout, layer, release)
     return layout
@@ -105,7 +122,7 @@ def plan_layout(
 
 def _forms(source: LanguageSource, layer: int, release: Release) -> Forms:
     forms = {}
-    for fused in FUSED:
+    for fused in matrices_of(source.cross, layer):
         names = [f"language_model.model.layers.{layer}.{part}" for part in fused.sources]
         storages = [source.storages.get(f"{name}.weight") for name in names]
         if any(storage != storages[0] for storage in storages):
@@ -143,7 +160,7 @@ def check_divisible(layout: Layout, layer: int, release: Release) -> None:
     Raises:
         UnsuitableError: names the matrix and what does not divide it.
     """
-    for fused in FUSED:
+    for fused in layout.matrices(layer):
         form = layout.forms[layer][fused.name]
         sizes = layout.local_sizes(fused)
         for kind, size, multiple in zip(("outputs", "inputs"), sizes, form.multiples, strict=True):

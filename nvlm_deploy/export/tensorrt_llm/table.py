@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -27,7 +26,9 @@ from nvlm_deploy.checkpoint.operations import (
 )
 from nvlm_deploy.checkpoint.rules import Rule, RuleTable
 from nvlm_deploy.checkpoint.safetensors_file import RELEASED_DTYPES
+from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
+from nvlm_deploy.export.tensorrt_llm.matrices import GATES, Fused, biased, matrices_of, singles_of
 from nvlm_deploy.export.tensorrt_llm.padding import padded_vocabulary
 from nvlm_deploy.export.tensorrt_llm.parallel import Parallel
 from nvlm_deploy.export.tensorrt_llm.schemes import PREQUANT, PREQUANT_SUFFIX, Form, StoredTensor
@@ -40,37 +41,16 @@ LM_HEAD = "language_model.lm_head.weight"
 # The vision tower and the projector are an engine of their own; rotary frequencies are made from the config.
 _DROPPED = ("vision_model.*", "mlp1.*", "language_model.model.layers.*.self_attn.rotary_emb.inv_freq")
 _LAYER = "language_model.model.layers.{n}."
+# Which of queries, keys and values a matrix is made of.
+_PARTS = {
+    "attention.qkv": slice(0, 3),
+    "cross.attention.q": slice(0, 1),
+    "cross.attention.kv": slice(1, 3),
+}
 # An FP8 cache covers 448 at least, as ModelOpt writes it: kernels bring queries to the cache's scale, too.
 _CACHE_SCALE_FLOOR = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """One matrix of TensorRT-LLM and the ones that it is made of, by the names within a layer.
-
-    "column" matrices are divided by output features, "row" matrices by input features.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    parallel: Literal["column", "row"]
-
-    @property
-    def in_mlp(self) -> bool:
-        """Whether one of its widths is the inner width of the MLP."""
-        return self.name.startswith("mlp.")
-
-
-FUSED = (
-    Fused("attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "column"),
-    Fused("attention.dense", ("self_attn.o_proj",), "row"),
-    Fused("mlp.fc", ("mlp.gate_proj",), "column"),
-    Fused("mlp.gate", ("mlp.up_proj",), "column"),
-    Fused("mlp.proj", ("mlp.down_proj",), "row"),
-)
 # Tensors that engines compute with in the model's own precision; scales stay FP32.
 _MODEL_SUFFIXES = ("weight", "bias", PREQUANT_SUFFIX)
-_NORMS = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "post_layernorm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +58,8 @@ class Layout:
     """All that the names and shapes of a checkpoint depend on.
 
     forms: by layer, by the name of a `Fused`. intermediate: inner width of the MLPs with padding.
-    split_embedding: whether each rank has a part of the embedding's rows, and not all of them.
+    split_embedding: whether each rank has a part of the embedding's rows, and not all of them. cross: None
+    for NVLM-D.
     """
 
     language: LanguageConfig
@@ -87,18 +68,33 @@ class Layout:
     intermediate: int
     split_embedding: bool
     fp8_cache: bool
+    cross: CrossAttentionConfig | None = None
+
+    def matrices(self, layer: int) -> tuple[Fused, ...]:
+        """All matrices of a decoder layer."""
+        return matrices_of(self.cross, layer)
+
+    def has_bias(self, fused: Fused) -> bool:
+        """Whether a matrix has a bias."""
+        return biased(fused, self.language.qkv_bias, self.cross)
 
     def sizes(self, fused: Fused) -> tuple[tuple[int, ...], int]:
         """Output features of every source of a matrix, and its input features, without padding."""
-        language = self.language
-        hidden, inner = language.hidden_size, language.intermediate_size
-        return {
-            "attention.qkv": ((language.q_size, language.kv_size, language.kv_size), hidden),
-            "attention.dense": ((hidden,), language.q_size),
-            "mlp.fc": ((inner,), hidden),
-            "mlp.gate": ((inner,), hidden),
-            "mlp.proj": ((hidden,), inner),
-        }[fused.name]
+        hidden, inner = self.language.hidden_size, self.language.intermediate_size
+        if fused.in_mlp:
+            return ((hidden,), inner) if fused.parallel == "row" else ((inner,), hidden)
+        heads = self._heads(fused)
+        if fused.parallel == "row":
+            return (hidden,), heads.q_size
+        every: tuple[int, ...] = (heads.q_size, heads.kv_size, heads.kv_size)
+        return every[_PARTS[fused.name]], hidden
+
+    def _heads(self, fused: Fused) -> LanguageConfig | CrossAttentionConfig:
+        """What knows the heads of a matrix of attention."""
+        if not fused.name.startswith("cross."):
+            return self.language
+        assert self.cross is not None, "only layers with cross-attention have its matrices"
+        return self.cross
 
     def local_sizes(self, fused: Fused) -> tuple[int, int]:
         """Output and input features of a matrix on one rank, with padding."""
@@ -114,8 +110,11 @@ class Layout:
     def _pieces(self, fused: Fused) -> tuple[int, ...]:
         """Different pieces of every source; with more ranks than KV heads, ranks share them."""
         tp = self.parallel.tp
-        kv = min(tp, self.language.num_kv_heads)
-        return (tp, kv, kv) if fused.name == "attention.qkv" else (tp,)
+        if fused.in_mlp or fused.parallel == "row":
+            return (tp,)
+        kv = min(tp, self._heads(fused).num_kv_heads)
+        every: tuple[int, ...] = (tp, kv, kv)
+        return every[_PARTS[fused.name]]
 
     def steps(self) -> Iterator[tuple[str, tuple[Rule, ...]]]:
         """Yield name and rules of the pieces that a checkpoint is written in."""
@@ -145,10 +144,10 @@ class Layout:
     def _layer(self, layer: int) -> Iterator[Rule]:
         stage, local = self.parallel.place(layer, self.language.num_layers)
         stem, prefix = _LAYER.replace("{n}", str(layer)), f"transformer.layers.{local}."
-        for source, target in _NORMS.items():
-            copies = self._replicate(self.language.hidden_size)
-            yield Rule((f"{stem}{source}.weight",), self._targets(stage, f"{prefix}{target}.weight"), copies)
-        for fused in FUSED:
+        for single in singles_of(self.cross, layer, self.language.hidden_size):
+            targets = self._targets(stage, f"{prefix}{single.target}")
+            yield Rule((f"{stem}{single.source}",), targets, self._replicate(single.size))
+        for fused in self.matrices(layer):
             form = self.forms[layer][fused.name]
             for tensor in form.tensors:
                 yield self._rule(fused, tensor, stem, stage, prefix)
@@ -156,8 +155,8 @@ class Layout:
                 yield self._rule(fused, PREQUANT, stem, stage, prefix)
             elif form.prequant == "ones":
                 yield self._ones(fused, stage, prefix)
-        if self.language.qkv_bias:
-            yield self._rule(FUSED[0], StoredTensor("bias", "bias", 1), stem, stage, prefix)
+            if self.has_bias(fused):
+                yield self._rule(fused, StoredTensor("bias", "bias", 1), stem, stage, prefix)
         if self.fp8_cache:
             operations = (Largest(2, _CACHE_SCALE_FLOOR), Reshape((), (1,)), *self._replicate(1))
             name = f"{prefix}attention.kv_cache_scaling_factor"
@@ -218,4 +217,6 @@ def rank_and_name(target: str) -> tuple[int, str]:
 
 def stored_dtype(name: str, dtype: torch.dtype, model_dtype: torch.dtype) -> torch.dtype:
     """Dtype on disk of a rank's tensor that is `dtype` in the source."""
+    if name.endswith(GATES):
+        return torch.float32
     return model_dtype if dtype in RELEASED_DTYPES and name.endswith(_MODEL_SUFFIXES) else dtype

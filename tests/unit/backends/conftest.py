@@ -13,7 +13,7 @@ from nvlm_deploy.checkpoint import CheckpointReader, ModelWeights
 from nvlm_deploy.config.recipe import Recipe
 from nvlm_deploy.models import Nvlm, load_model
 from nvlm_deploy.preprocess import Tokenizer
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.quantization import QuantizationPlan, resolve
 from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import ModelShape, released_style_config

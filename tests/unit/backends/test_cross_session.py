@@ -33,7 +33,7 @@ from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.export import build_decoder, build_tiles, write_model
 from nvlm_deploy.models import CrossTiles, load_model
 from nvlm_deploy.preprocess import Prompt, PromptBuilder, Tokenizer, normalize_tiles
-from nvlm_deploy.preprocess.prompt import tile_tags
+from nvlm_deploy.preprocess.assembly import tile_tags
 from nvlm_deploy.runtime.encoder import ImageEncoder
 from nvlm_deploy.runtime.image_cache import ImageCache
 from nvlm_deploy.runtime.seen_tiles import first_look, later_look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ from nvlm_deploy.checkpoint.safetensors_file import build_header
 from nvlm_deploy.checkpoint.weight_table import model_table, released_tensors
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
+from nvlm_deploy.synthetic.shapes import cross_style_config, released_style_config
+from tests.conftest import TINY_SHAPE
 
 Tensors = dict[str, torch.Tensor]
 INDEX = "model.safetensors.index.json"
@@ -298,3 +302,17 @@ def test_memory_is_bounded_by_one_tensor(tmp_path: Path, raw_config: Callable[..
 def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(status.partition(field + ":")[2].split()[0])
+
+
+def test_variants_that_are_taken_for_each_other(tmp_path: Path) -> None:
+    write_random_checkpoint(released_style_config(TINY_SHAPE), tmp_path / "d")
+    write_random_checkpoint(cross_style_config(TINY_SHAPE, "X", [0]), tmp_path / "x")
+    for name in ("d", "x"):
+        shutil.copyfile(tmp_path / name / "config.json", tmp_path / f"{name}.json")
+    shutil.copyfile(tmp_path / "x.json", tmp_path / "d" / "config.json")
+    with pytest.raises(NvlmError, match="these are the weights of an NVLM-D") as caught:
+        CheckpointReader(tmp_path / "d")
+    assert "convert --variant X" in str(caught.value.hint)
+    shutil.copyfile(tmp_path / "d.json", tmp_path / "x" / "config.json")
+    with pytest.raises(NvlmError, match=r"has tensors of cross-attention, but its config.json says NVLM-D"):
+        CheckpointReader(tmp_path / "x")

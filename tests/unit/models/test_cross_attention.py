@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from nvlm_deploy.config.parameters import parameter_shapes
+from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.models import CrossTiles, KvCache, Nvlm, NvlmD, load_model, new_model
 from nvlm_deploy.models.cross_attention import GatedCrossAttention
 from nvlm_deploy.preprocess import Prompt, PromptBuilder, Tokenizer
@@ -228,3 +231,15 @@ def test_images_of_one_tile(model: Nvlm, builder: PromptBuilder) -> None:
     variant: Literal["X", "H"] = "X" if model.config.variant == "X" else "H"
     assert (len(prompt.cross.tiles), len(prompt.cross.sequence_tiles)) == expected[variant]
     assert any(changed(logits(model, prompt, pixels(1)), logits(model, prompt, pixels(1, seed=1))))
+
+
+def test_tiles_and_prompts_that_do_not_match(model: Nvlm, builder: PromptBuilder) -> None:
+    prompt = builder.build("What is this?", [3])
+    with pytest.raises(NvlmError, match="the prompts are about 3 tiles, and 2 are given"):
+        logits(model, prompt, pixels(2))
+    with pytest.raises(NvlmError, match="3 tiles without tags"):
+        model(torch.from_numpy(prompt.input_ids)[None], pixels(3))
+    assert prompt.cross is not None
+    beyond = replace(prompt.cross, visible=prompt.cross.visible + np.array([0, 9]))
+    with pytest.raises(NvlmError, match=r"row 0: token 0 is to see the tiles \[0, 9\)"):
+        CrossTiles.of([replace(prompt, cross=beyond)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,23 @@ def test_the_prompt_table_holds_the_tiles_of_all_requests() -> None:
     assert built.build["max_seq_len"] == 32768
     assert built.build["max_num_tokens"] == 8192
     assert built.build["strongly_typed"] is True
+
+
+def test_cross_attention_has_an_encoder_and_whole_prompts() -> None:
+    """NVLM-H: one thumbnail in the sequence, six tiles with their tags beside it."""
+    limits = replace(NVLM_72B, max_tiles=1, encoder_entries=1 + 6 * 261)
+    settings = settle(checkpoint("W4A16_AWQ"), limits, V1)
+    built = arguments(settings, V1)
+    assert built.build["max_encoder_input_len"] == 1567
+    assert built.build["max_prompt_embedding_table_size"] == 4 * 256
+    # Its profiles hold a batch of the longest prompts.
+    assert built.build["max_input_len"] == built.build["max_num_tokens"] - 1 == 8191
+    assert built.plugin["use_paged_context_fmha"] is False
+    alone = arguments(settle(checkpoint("W4A16_AWQ"), NVLM_72B, V1), V1)
+    assert "max_encoder_input_len" not in alone.build
+    assert alone.build["max_input_len"] == 32767
+    with pytest.raises(NvlmError, match="max_encoder_input_len is 1024, and 1567"):
+        check_engine_config({"build_config": {**built.build, "max_encoder_input_len": 1024}}, settings)
 
 
 def test_without_chunks_a_prompt_fits_into_one_pass() -> None:

@@ -23,11 +23,12 @@ from nvlm_deploy.export.tensorrt_llm import (
     load_tensorrt_llm_model,
     model_config,
 )
+from nvlm_deploy.export.tensorrt_llm.matrices import FUSED
 from nvlm_deploy.export.tensorrt_llm.padding import padded_intermediate
 from nvlm_deploy.export.tensorrt_llm.schemes import FLOAT, SCHEMES, Form, scheme_of
 from nvlm_deploy.export.tensorrt_llm.shapes import expected_tensors
 from nvlm_deploy.export.tensorrt_llm.source import check_divisible
-from nvlm_deploy.export.tensorrt_llm.table import FUSED, rank_and_name
+from nvlm_deploy.export.tensorrt_llm.table import rank_and_name
 from nvlm_deploy.pipeline.export import ExportRequest, plan_export
 from nvlm_deploy.pipeline.resumable import unfinished_directory
 from nvlm_deploy.progress import no_progress

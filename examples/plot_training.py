@@ -1,8 +1,9 @@
-"""Draw `curve.png` from `train.jsonl`: python examples/nvlm-d-tiny/plot.py (needs the `plots` extra)."""
+"""Draw `curve.png` from an example's `train.jsonl`: python examples/plot_training.py examples/nvlm-d-tiny."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -10,16 +11,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = Path(__file__).parent
 CURVES = {
     "glyphs_read": "characters placed right, by the thrown-away head",
     "tokens_right": "answer tokens right",
 }
 
 
-def main() -> None:
+def main(example: Path) -> None:
     """Plot both shares over the steps of all stages, with the stages' borders."""
-    rows = [json.loads(line) for line in (HERE / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (example / "train.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     offsets, total = {}, 0
     for row in rows:
@@ -33,8 +33,8 @@ def main() -> None:
         axes.text(start, 108 - 5 * (number % 2), f" {stage}", color="0.4")
     axes.set(xlabel="step", ylabel="% of the training batch", ylim=(0, 115), xlim=(0, total))
     axes.legend(loc="lower right")
-    figure.savefig(HERE / "curve.png", dpi=110)
+    figure.savefig(example / "curve.png", dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
