@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo test test-unit test-integration test-memory lint format bench bench-plans bench-variants clean
+.PHONY: help setup demo native test test-unit test-integration test-memory test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,18 @@ $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*
 	@rm -rf $(DEMO)/bundle
 	$(BIN)/nvlm-build engine $(EXAMPLE) --recipe int4-rtn --target cpu-x86 -o $(DEMO)/bundle
 
+NATIVE := build/native
+
+native: $(READY) ## Build the C and C++ runtime and nvlm-cli, and put them into .venv.
+	@engines/runtime/cmake/onnxruntime_headers.sh build/onnxruntime-headers
+	@cmake -S engines/runtime -B $(NATIVE) -DCMAKE_INSTALL_PREFIX=$(abspath $(VENV)) -DCMAKE_INSTALL_LIBDIR=lib \
+	    -DNVLM_ONNXRUNTIME_INCLUDE_DIR=$(abspath build/onnxruntime-headers/usr/include/onnxruntime) >/dev/null
+	@cmake --build $(NATIVE) --parallel
+	@cmake --install $(NATIVE) >/dev/null
+	@ln -sf $$(find $$(cd $(VENV) && pwd)/lib -path '*/onnxruntime/capi/libonnxruntime.so.*' -print -quit) \
+	    $(VENV)/lib/libonnxruntime.so.1
+	@echo "$(BIN)/nvlm-cli is ready"
+
 test: test-unit test-integration ## Run both tiers of tests, without the slow ones.
 
 test-unit: $(READY) ## Run the unit tests: one to two minutes.
@@ -53,6 +65,27 @@ test-integration: $(READY) ## Run the integration tests.
 
 test-memory: $(READY) ## Measure the peak memory of builds, and of quantizing and exporting at the widths of the 72B (14 GB; slow).
 	$(BIN)/python -m pytest -m slow tests/integration/test_memory.py
+
+test-native-speed: $(READY) ## Measure native tiling of a large image beside Pillow.
+	$(BIN)/python -m pytest -m slow tests/integration/native
+
+native-sanitized: $(READY) ## Run the native runtime's tests under ASan, LSan and UBSan, then under TSan (minutes).
+	NVLM_SANITIZE=address,undefined $(BIN)/python -m pytest tests/integration/native
+	NVLM_SANITIZE=thread $(BIN)/python -m pytest tests/integration/native
+
+FUZZ_SECONDS ?= 400
+FUZZERS := encode image manifest tokenizer_file
+
+fuzz: ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
+	@engines/runtime/cmake/onnxruntime_headers.sh build/onnxruntime-headers
+	@cmake -S engines/runtime -B build/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DNVLM_FUZZ=ON \
+	    -DNVLM_SANITIZE=address,undefined -DNVLM_CLI=OFF >/dev/null
+	@cmake --build build/fuzz --parallel
+	@for name in $(FUZZERS); do \
+	    mkdir -p build/fuzz/corpus/$$name; \
+	    build/fuzz/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/$$name- build/fuzz/corpus/$$name engines/runtime/fuzz/corpus/$$name; \
+	done
 
 lint: $(READY) ## Check style and types.
 	$(BIN)/ruff check .

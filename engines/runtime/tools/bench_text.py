@@ -1,6 +1,6 @@
 """Encoding speed and loading time of the native tokenizer beside the `tokenizers` library, one thread each.
 
-python engines/runtime/tools/bench_text.py build/native-text/nvlm_text_lines tokenizer.json [TEXT]
+python engines/runtime/tools/bench_text.py build/native-tests/tests/text_lines tokenizer.json [TEXT]
 """
 
 from __future__ import annotations

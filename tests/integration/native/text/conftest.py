@@ -1,11 +1,9 @@
-"""The native runtime's text and sampling libraries, built once, and the program that answers for them."""
+"""The program that answers for the native runtime's text and sampling."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +11,9 @@ from typing import Any
 
 import pytest
 
-_TOOLS = {"cmake": "cmake", "c++": "g++"}
-_HEADERS = {"nlohmann/json.hpp": "nlohmann-json3-dev"}
-
 
 class TextLines:
-    """Sends requests to `nvlm_text_lines`; see the top of text_lines.cpp."""
+    """Sends requests to `text_lines`; see the top of text_lines.cpp."""
 
     def __init__(self, program: Path) -> None:
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -40,25 +35,10 @@ class TextLines:
         assert self._process.returncode == 0
 
 
-@pytest.fixture(scope="session")
-def text_program(repository: Path) -> Path:
-    """The built program; an earlier build is brought up to date."""
-    missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
-    if not missing:
-        missing = [package for header, package in _HEADERS.items() if not _has_header(header)]
-    if missing:
-        pytest.skip("the native text library cannot be built here: apt-get install " + " ".join(missing))
-    build = repository / "build" / "native-text"
-    source = repository / "engines" / "runtime" / "tests" / "text"
-    _run("cmake", "-S", source, "-B", build)
-    _run("cmake", "--build", build, "--parallel", len(os.sched_getaffinity(0)))
-    return build / "nvlm_text_lines"
-
-
 @pytest.fixture
-def native(text_program: Path) -> Iterator[TextLines]:
+def native(native_build: Path) -> Iterator[TextLines]:
     """A process of its own for each test."""
-    lines = TextLines(text_program)
+    lines = TextLines(native_build / "tests" / "text_lines")
     yield lines
     lines.close()
 
@@ -76,14 +56,3 @@ def qwen2_file(shared_data_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 def example_dir(repository: Path) -> Path:
     """The example checkpoint."""
     return repository / "examples" / "nvlm-d-tiny"
-
-
-def _has_header(header: str) -> bool:
-    source = f"#include <{header}>\n".encode()
-    command = ["c++", "-E", "-x", "c++", "-o", os.devnull, "-"]
-    return subprocess.run(command, input=source, capture_output=True).returncode == 0
-
-
-def _run(*command: object) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

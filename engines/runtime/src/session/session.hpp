@@ -1,0 +1,76 @@
+// What a backend's sessions look like to the engine. One prompt at a time; several threads may use the same
+// session with a cache of their own each.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/cancellation.hpp"
+#include "bundle/bundle.hpp"
+
+namespace nvlm {
+
+// `threads`: of one operator; 0 uses all that this process may run on. `mapped`: leave weights in the file.
+// `library`: path of the backend's library; empty looks for it.
+struct SessionOptions {
+    int threads = 0;
+    bool mapped = false;
+    std::string device = "cpu";
+    std::string library;
+};
+
+class VisionSession {
+  public:
+    virtual ~VisionSession() = default;
+    virtual const GraphFacts& facts() const = 0;
+    // Floats of one tile's visual tokens: tokens x hidden size.
+    virtual std::size_t floats_per_tile() const = 0;
+    // 8-bit RGB tiles [count, S, S, 3] to visual tokens [count, tokens, hidden size], written to `tokens`.
+    virtual void encode(const std::uint8_t* tiles, std::size_t count, float* tokens,
+                        Cancellation& cancellation) const = 0;
+};
+
+// Keys and values of one prompt; made by a decoder session, and used by one thread at a time.
+class KvCache {
+  public:
+    virtual ~KvCache() = default;
+    virtual std::size_t length() const = 0;
+    virtual std::size_t capacity() const = 0;
+};
+
+// New tokens. `visual_tokens`: rows of hidden size that replace embeddings at `visual_positions`, which are
+// ascending places among these tokens.
+struct DecoderStep {
+    const std::int64_t* ids = nullptr;
+    std::size_t count = 0;
+    const float* visual_tokens = nullptr;
+    const std::int64_t* visual_positions = nullptr;
+    std::size_t visual_count = 0;
+};
+
+class DecoderSession {
+  public:
+    virtual ~DecoderSession() = default;
+    virtual const GraphFacts& facts() const = 0;
+    virtual std::size_t vocab_size() const = 0;
+    virtual std::unique_ptr<KvCache> new_cache(std::size_t capacity) const = 0;
+    // Append the tokens to the cache; return the logits behind the last of them, valid until the next call
+    // with this cache. Throws Error: failure, or cancelled; the cache is of no use then.
+    virtual const float* run(const DecoderStep& step, KvCache& cache, Cancellation& cancellation) const = 0;
+};
+
+struct Sessions {
+    std::unique_ptr<VisionSession> vision;
+    std::unique_ptr<DecoderSession> decoder;
+};
+
+// Open both with the backend that the manifest names, and hold their graphs against it. Throws Error: failure
+// for a damaged file, unsuitable for what this build, library or machine cannot run, verification for a field
+// that a graph contradicts.
+Sessions open_sessions(const Bundle& bundle, const SessionOptions& options);
+
+}  // namespace nvlm
