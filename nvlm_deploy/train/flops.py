@@ -75,7 +75,9 @@ class FlopCounter:
 
 def _matrices(parts: Sequence[nn.Module]) -> tuple[int, int]:
     """Numbers in matrices, and those of them that are trained; adapters count with what they are added to."""
-    matrices = [p for part in parts for p in part.parameters() if p.ndim >= 2]
+    named = [pair for part in parts for pair in part.named_parameters()]
+    # What peft trains a copy of is not computed with.
+    matrices = [p for name, p in named if p.ndim >= 2 and "original_module." not in name]
     return sum(p.numel() for p in matrices), sum(p.numel() for p in matrices if p.requires_grad)
 
 

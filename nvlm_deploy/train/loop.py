@@ -29,7 +29,7 @@ from nvlm_deploy.train.data.sample import SkippedSample, TrainSample
 from nvlm_deploy.train.data.stream import SequenceStream
 from nvlm_deploy.train.export import export_adapters, export_checkpoint
 from nvlm_deploy.train.flops import FlopCounter, measured_peak
-from nvlm_deploy.train.metrics import MetricsLog, peak_memory
+from nvlm_deploy.train.metrics import SKIPPED, MetricsLog, append_row, peak_memory
 from nvlm_deploy.train.parallel import Processes, clip_gradients
 from nvlm_deploy.train.plan import TrainingPlan
 from nvlm_deploy.train.schedule import learning_rate
@@ -76,6 +76,7 @@ class Trainer:
         self.step = 0
         data = self._resume()
         self.log = MetricsLog(self.output, self.step, self.config.report_to) if processes.main else None
+        processes.wait()
         self.stream = SequenceStream(
             plan.dataset(),
             plan.order(),
@@ -200,9 +201,8 @@ class Trainer:
 
     def _note_skipped(self, draw: Draw, sample: SkippedSample) -> None:
         _log.warning("skipped %s: %s", sample.label, sample.reason)
-        if self.log is not None:
-            row = {"step": self.step, "draw": draw.number, "source": self.plan.names[sample.source]}
-            self.log.write_skipped({**row, "label": sample.label, "reason": sample.reason})
+        row = {"step": self.step, "draw": draw.number, "source": self.plan.names[sample.source]}
+        append_row(self.output / SKIPPED, {**row, "label": sample.label, "reason": sample.reason})
 
     def _save(self) -> None:
         save_checkpoint(

@@ -44,6 +44,8 @@ def add_adapters(model: Nvlm, lora: LoraSection, base: str) -> PeftModel:
 
         settings = lora.model_dump()
         config = LoraConfig(**settings, base_model_name_or_path=base)
+        # peft overwrites the name in its config with the model's own.
+        model.__dict__["name_or_path"] = base
         try:
             wrapped: PeftModel = get_peft_model(
                 model, config, autocast_adapter_dtype=False, low_cpu_mem_usage=True

@@ -12,30 +12,28 @@ import torch
 
 from nvlm_deploy.errors import UnsuitableError
 
+SKIPPED = "skipped.jsonl"
+
 
 class MetricsLog:
     """Appends rows, each with its `step`; going on at a step drops what a killed run wrote beyond it."""
 
     def __init__(self, output: Path, step: int, report_to: Sequence[str] = ()) -> None:
         """Raises UnsuitableError if TensorBoard is asked for and not installed."""
-        self._files = {name: output / f"{name}.jsonl" for name in ("metrics", "skipped")}
-        for path in self._files.values():
+        self._path = output / "metrics.jsonl"
+        for path in (self._path, output / SKIPPED):
             _keep_until(path, step)
         self._board = _open_board(output / "tensorboard", step) if "tensorboard" in report_to else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row of metrics."""
-        _append(self._files["metrics"], row)
+        append_row(self._path, row)
         if self._board is not None:
             for name, value in row.items():
                 for part, number in value.items() if isinstance(value, dict) else [("", value)]:
                     if isinstance(number, (int, float)):
                         self._board.add_scalar(f"{name}/{part}" if part else name, number, row["step"])
             self._board.flush()
-
-    def write_skipped(self, row: Mapping[str, Any]) -> None:
-        """Append a sample that was skipped."""
-        _append(self._files["skipped"], row)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -45,7 +43,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line; processes that share a file do not cut each other's lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

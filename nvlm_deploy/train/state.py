@@ -68,6 +68,9 @@ def save_checkpoint(
     if processes.main:
         run = {"step": step, "world": processes.world, "config": config.to_dict()}
         (work / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        if final.exists():
+            # Another way on from an older checkpoint has come as far before.
+            shutil.rmtree(final.rename(output / f"{final.name}.old.tmp"))
         publish(work, final)
         for old in _checkpoints(output)[: -(config.save_total_limit or len(_checkpoints(output)))]:
             # A kill in between leaves what the next start removes, and not half a checkpoint.

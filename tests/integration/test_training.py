@@ -89,7 +89,8 @@ def test_a_killed_run_ends_with_the_weights_of_a_whole_one(
         process = start(config)
         wait_for_step(process, tmp_path / "parts", step)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        # The worker that reads samples finds out by itself, and holds the pipe until then.
+        process.communicate(timeout=120)
     finish(start(config))
     whole, parts = (trained_weights(tmp_path / name / f"checkpoint-{STEPS}") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -138,6 +139,14 @@ def test_a_decoder_split_over_two_processes_equals_one(
     values = settings(checkpoints["H"], lines, tmp_path / "two", **options, tensor_parallel_size=2)
     finish(start(write(tmp_path, values), *TWO_PROCESSES))
     close(tmp_path / "one" / "checkpoint-4", tmp_path / "two" / "checkpoint-4", 1e-5)
+
+
+def test_compiled_layers_train(checkpoints: dict[str, Path], lines: Path, tmp_path: Path) -> None:
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    packed = {"data": {"packing": True, "packing_buffer": 4}, "max_steps": 2}
+    train(checkpoints["D"], lines, tmp_path / "plain", **packed)
+    train(checkpoints["D"], lines, tmp_path / "compiled", **packed, **compiled)
+    close(tmp_path / "plain" / "checkpoint-2", tmp_path / "compiled" / "checkpoint-2", 1e-5)
 
 
 @pytest.mark.slow

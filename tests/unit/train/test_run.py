@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from nvlm_deploy.cli.train import EXIT_STOPPED
 from nvlm_deploy.config.training import TrainingConfig
 from nvlm_deploy.errors import UsageError
-from nvlm_deploy.models import CrossTiles, load_model
+from nvlm_deploy.models import load_model
 from nvlm_deploy.train.export import merge_adapters
 from nvlm_deploy.train.lora import merged_model
 from nvlm_deploy.train.metrics import MetricsLog
@@ -102,14 +103,12 @@ def test_adapters_are_pefts_own_and_merge(checkpoints: dict[str, Path], lines: P
     merge_adapters(checkpoints["X"], result.output, tmp_path / "merged")
     merged = merged_model(load_model(checkpoints["X"]), result.output)
     ids = torch.tensor([[256, 65, 66, 67]])
-    tiles = CrossTiles(torch.zeros(1, 4, 2, dtype=torch.int64), *[torch.zeros(0, dtype=torch.int64)] * 3,
-                       torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))  # fmt: skip
     with torch.no_grad():
-        expected = wrapped.base_model.model(ids, tiles=tiles)
-        torch.testing.assert_close(merged(ids, tiles=tiles), expected, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(base(ids, tiles=tiles), expected, atol=1e-4)
+        expected = wrapped.base_model.model(ids)
+        torch.testing.assert_close(merged(ids), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(base(ids), expected, atol=1e-4)
         stored = load_model(tmp_path / "merged")
-        torch.testing.assert_close(stored(ids, tiles=tiles), expected, rtol=0.1, atol=2e-2)
+        torch.testing.assert_close(stored(ids), expected, rtol=0.1, atol=2e-2)
     names = {n for n, p in merged.named_parameters() if not torch.equal(p, base.get_parameter(n))}
     assert {n.rsplit(".", 2)[1] for n in names if not n.startswith("projector")} == {"q_proj", "up_proj"}
     assert any(n.startswith("projector") for n in names)
@@ -123,10 +122,11 @@ def test_adapters_name_what_is_not_there(checkpoints: dict[str, Path], lines: Pa
     assert "q_proj" in str(caught.value.hint)
 
 
-def test_bf16_and_compile_train(checkpoints: dict[str, Path], lines: Path, tmp_path: Path) -> None:
-    options = {"bf16": True, "torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2}
-    train(checkpoints["D"], lines, tmp_path / "out", **options, gradient_checkpointing=True)
-    assert rows(tmp_path / "out")[-1]["loss"] > 0
+def test_bf16_trains(checkpoints: dict[str, Path], lines: Path, tmp_path: Path) -> None:
+    options = {"bf16": True, "gradient_checkpointing": True, "max_steps": 3}
+    train(checkpoints["X"], lines, tmp_path / "out", **options)
+    found = rows(tmp_path / "out")
+    assert found[-1]["loss"] < found[0]["loss"]
 
 
 def test_rows_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
@@ -148,10 +148,15 @@ def test_verbs(checkpoints: dict[str, Path], lines: Path, tmp_path: Path) -> Non
     assert plan["memory_per_process"]["optimizer"] == 8 * trained
     assert not (tmp_path / "out").exists()
     picture = tmp_path / "tiles.png"
-    shown = call(show, [str(path), "--sample", "3", "-o", str(picture)], catch_exceptions=False)
-    sample = json.loads(call(show, [str(path), "--sample", "3", "--json"], catch_exceptions=False).stdout)
+    for number in map(str, range(12)):
+        asked = call(show, [str(path), "--sample", number, "--json"], catch_exceptions=False)
+        sample = json.loads(asked.stdout)
+        if sample["tiles_per_image"]:
+            break
+    shown = call(show, [str(path), "--sample", number, "-o", str(picture)], catch_exceptions=False)
     assert f"{sample['loss_tokens']} count" in shown.stdout
-    assert picture.exists() == bool(sample["tiles_per_image"])
+    with Image.open(picture) as image:
+        assert image.width == sum(sample["tiles_per_image"]) * (56 + 4) + 4
     assert "nvlm-d-sft" in call(configs, [], catch_exceptions=False).stdout
     assert EXIT_STOPPED == 143
 

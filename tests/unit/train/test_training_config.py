@@ -105,7 +105,7 @@ def test_numbers_without_a_dot_are_numbers() -> None:
 
 
 def test_lora_and_freeze_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="leave out freeze"):
+    with pytest.raises(NvlmError, match="leave out freeze"):
         read_training_config("nvlm-d-sft", ["lora={target_modules: [q_proj]}"])
 
 
