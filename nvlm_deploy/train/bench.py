@@ -40,6 +40,7 @@ class Turn:
     """What one subject did in one round, first step left out."""
 
     seconds: float
+    cpu_seconds: float
     samples: int
     tokens: int
     flops: float
@@ -53,11 +54,12 @@ class Subject:
     turns: list[Turn] = field(default_factory=list)
 
     def row(self, peak: float) -> dict[str, Any]:
-        """Medians over turns; `mfu` against `peak` FLOP/s."""
+        """Medians over turns; `mfu` against `peak` FLOP/s. CPU time is this process's, of all threads."""
         return {
             "subject": self.name,
             "samples_per_second": statistics.median(turn.samples / turn.seconds for turn in self.turns),
             "tokens_per_second": statistics.median(turn.tokens / turn.seconds for turn in self.turns),
+            "tokens_per_cpu_second": statistics.median(t.tokens / t.cpu_seconds for t in self.turns),
             "mfu": statistics.median(turn.flops / turn.seconds / peak for turn in self.turns),
         }
 
@@ -109,12 +111,13 @@ def _trainer(
 
 def _turn(trainer: Trainer, steps: int) -> Turn:
     trainer.train_step()
-    trainer.interval = trainer.new_interval()
+    trainer.interval, cpu = trainer.new_interval(), time.process_time()
     for _ in range(steps):
         trainer.train_step()
     float(trainer.grad_norm)
     done = trainer.interval
-    return Turn(time.perf_counter() - done.began, done.samples, done.tokens, done.flops)
+    cpu_seconds = time.process_time() - cpu
+    return Turn(time.perf_counter() - done.began, cpu_seconds, done.samples, done.tokens, done.flops)
 
 
 class _Transformers:
@@ -153,7 +156,9 @@ class _Transformers:
             trainer.train()
         counted = self._read(draws[batch : (steps + 1) * batch])
         tokens = sum(len(sample) for sample in counted)
-        return Turn(clock.ends[-1] - clock.ends[0], len(counted), tokens, self._trainer.count_flops(counted))
+        flops = self._trainer.count_flops(counted)
+        (began, cpu_began), (ended, cpu_ended) = clock.ends[0], clock.ends[-1]
+        return Turn(ended - began, cpu_ended - cpu_began, len(counted), tokens, flops)
 
     def _read(self, draws: Sequence[Draw]) -> list[TrainSample]:
         """What the turn has trained on."""
@@ -205,10 +210,10 @@ def _clock() -> Any:
         """Notes when steps end."""
 
         def __init__(self) -> None:
-            self.ends: list[float] = []
+            self.ends: list[tuple[float, float]] = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), time.process_time()))
 
     return Clock()
 
