@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ def write_checkpoint(variant: str, directory: Path) -> Path:
     """A random checkpoint; cross-attention, if it has any, is in the second of two layers."""
     if variant == "D":
         write_random_checkpoint(released_style_config(SHAPE), directory)
-    elif variant in ("X", "H"):
-        write_random_checkpoint(cross_style_config(SHAPE, variant, [1]), directory)
+    else:
+        kind: Literal["X", "H"] = "X" if variant == "X" else "H"
+        write_random_checkpoint(cross_style_config(SHAPE, kind, [1]), directory)
     return directory
 
 

@@ -35,10 +35,11 @@ def _overrides(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def run(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> int | None:
-    """Train as CONFIG says: a name (nvlm-train configs) or a .yaml file.
+    """Train a checkpoint, or go on with a run.
 
-    The same command goes on with a run that was stopped. SIGTERM saves and exits with 143. Several GPUs:
-    torchrun --nproc-per-node N -m nvlm_deploy.train CONFIG.
+    CONFIG is a name (nvlm-train configs) or a .yaml file. The same command goes on with a run that was
+    stopped. SIGTERM saves and exits with 143. Several GPUs: torchrun --nproc-per-node N -m nvlm_deploy.train
+    CONFIG.
     """
     import logging
 
@@ -72,7 +73,10 @@ def run(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(config: str, overrides: tuple[str, ...], number: int, output: Path | None, as_json: bool) -> None:
-    """Show one sample as it is trained on: token ids, which of them count, tiles."""
+    """Show one sample as it is trained on.
+
+    Token ids, which of them the loss counts on, and tiles.
+    """
     from nvlm_deploy.cli.output import print_json
     from nvlm_deploy.train.show import show_sample, spans, tile_picture
 
@@ -103,7 +107,10 @@ def show(config: str, overrides: tuple[str, ...], number: int, output: Path | No
 @click.argument("adapters", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("-o", "--output", metavar="DIRECTORY", required=True, type=click.Path(path_type=Path))
 def merge(checkpoint: Path, adapters: Path, output: Path) -> None:
-    """Add ADAPTERS in peft's format to the CHECKPOINT that they were trained on."""
+    """Add adapters to their checkpoint.
+
+    ADAPTERS is a folder in peft's format, CHECKPOINT what they were trained on.
+    """
     from nvlm_deploy.train.export import merge_adapters
 
     merge_adapters(checkpoint, adapters, output)
@@ -114,7 +121,7 @@ def merge(checkpoint: Path, adapters: Path, output: Path) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def configs(name: str | None, as_json: bool) -> None:
-    """List the training configs, or show one with all of its values."""
+    """List the training configs, or show one."""
     import yaml
 
     from nvlm_deploy.cli.output import print_json, print_table

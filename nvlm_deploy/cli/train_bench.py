@@ -15,9 +15,9 @@ import click
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Of one turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(config: str, overrides: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> None:
-    """Measure training beside transformers' Trainer, and packed beside unpacked, in turns.
+    """Measure training beside transformers' Trainer, and packed beside unpacked.
 
-    All have the model, data, batch size and optimizer of CONFIG.
+    They take turns. All have the model, data, batch size and optimizer of CONFIG.
     """
     from nvlm_deploy.cli.output import print_json, print_table, progress_bars
     from nvlm_deploy.config.training import read_training_config
@@ -30,16 +30,18 @@ def bench(config: str, overrides: tuple[str, ...], rounds: int, steps: int, as_j
         print_json(rows)
         return
     base = rows[0]
-    table = [("", "samples/s", "tokens/s", "MFU", "tokens/s beside the first")]
+    table = [("", "samples/s", "tokens/s", "MFU", "beside the first", "tokens per CPU s", "beside the first")]
     for row in rows:
-        ratio = row["tokens_per_second"] / base["tokens_per_second"]
+        wall, cpu = (row[key] / base[key] for key in ("tokens_per_second", "tokens_per_cpu_second"))
         table.append(
             (
                 row["subject"],
                 f"{row['samples_per_second']:.2f}",
                 f"{row['tokens_per_second']:,.0f}",
                 f"{100 * row['mfu']:.1f} %",
-                f"{ratio:.2f}",
+                f"{wall:.2f}",
+                f"{row['tokens_per_cpu_second']:,.0f}",
+                f"{cpu:.2f}",
             )
         )
-    print_table(table, right=(1, 2, 3, 4))
+    print_table(table, right=range(1, 7))

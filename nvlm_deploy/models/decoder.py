@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KvCache | None,
-        mask_B1TT: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), *rotary)
         k_BGLK = rotate(self._split_heads(self.k_proj(x_BTD)), *rotary)
@@ -99,14 +99,17 @@ class SelfAttention(nn.Module):
             k_BGLK, v_BGLK = self.quantize_kv[0](k_BGLK), self.quantize_kv[1](v_BGLK)
         if cache is not None:
             k_BGLK, v_BGLK = cache.extend(self.layer, k_BGLK, v_BGLK)
+        if packing is not None:
+            q_BHTK, k_BGLK, v_BGLK = (packing.apart(x) for x in (q_BHTK, k_BGLK, v_BGLK))
         new, total = q_BHTK.shape[2], k_BGLK.shape[2]
-        mask = mask_B1TT
-        if mask is None and 1 < new < total:
-            mask = torch.ones(new, total, dtype=torch.bool, device=x_BTD.device).tril(total - new)
-        causal = mask is None and 1 < new == total
+        mask_TL = None
+        if 1 < new < total:
+            mask_TL = torch.ones(new, total, dtype=torch.bool, device=x_BTD.device).tril(total - new)
         mixed_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BGLK, v_BGLK, attn_mask=mask, is_causal=causal, enable_gqa=True
+            q_BHTK, k_BGLK, v_BGLK, attn_mask=mask_TL, is_causal=1 < new == total, enable_gqa=True
         )
+        if packing is not None:
+            mixed_BHTK = packing.together(mixed_BHTK)
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x_BTC: Tensor) -> Tensor:
@@ -141,14 +144,14 @@ class DecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cache: KvCache | None,
         seen: SeenTiles | None = None,
-        mask_B1TT: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             computed: Tensor = checkpoint(
-                self._compute, x_BTD, rotary, cache, seen, mask_B1TT, use_reentrant=False
+                self._compute, x_BTD, rotary, cache, seen, packing, use_reentrant=False
             )
             return computed
-        return self._compute(x_BTD, rotary, cache, seen, mask_B1TT)
+        return self._compute(x_BTD, rotary, cache, seen, packing)
 
     def _compute(
         self,
@@ -156,14 +159,14 @@ class DecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cache: KvCache | None,
         seen: SeenTiles | None,
-        mask_B1TT: Tensor | None,
+        packing: Packing | None,
     ) -> Tensor:
         if self.recompute and seen is not None:
             # Keys that the first pass has kept would be missing from what the second one computes.
             seen = (seen[0].to(x_BTD.device), seen[1])
         if seen is not None and self.cross is not None and self.cross_first:
             x_BTD = self.cross(x_BTD, *seen)
-        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache, mask_B1TT)
+        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache, packing)
         if seen is not None and self.cross is not None and not self.cross_first:
             x_BTD = self.cross(x_BTD, *seen)
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD))
@@ -200,17 +203,16 @@ class LanguageDecoder(nn.Module):
         """
         start = cache.length if cache is not None else 0
         positions_T = torch.arange(start, start + embeds_BTD.shape[1], device=embeds_BTD.device)
-        mask_B1TT = None
         if packing is not None:
             # Heads come behind the batch in what is rotated.
-            positions_T, mask_B1TT = packing.positions_BT.unsqueeze(1), packing.mask()
+            positions_T = packing.positions_BT.unsqueeze(1)
         rotary = rotary_tables(self.config, positions_T)
         seen = None
         if memory is not None and visible_BT2 is not None:
             seen = (memory, memory.mask(visible_BT2))
         x_BTD = embeds_BTD
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotary, cache, seen, mask_B1TT)
+            x_BTD = layer(x_BTD, rotary, cache, seen, packing)
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Turn:
     """What one subject did in one round, first step left out."""
 
     seconds: float
+    cpu_seconds: float
     samples: int
     tokens: int
     flops: float
@@ -53,11 +54,12 @@ class Subject:
     turns: list[Turn] = field(default_factory=list)
 
     def row(self, peak: float) -> dict[str, Any]:
-        """Medians over turns; `mfu` against `peak` FLOP/s."""
+        """Medians over turns; `mfu` against `peak` FLOP/s. CPU time is this process's, of all threads."""
         return {
             "subject": self.name,
             "samples_per_second": statistics.median(turn.samples / turn.seconds for turn in self.turns),
             "tokens_per_second": statistics.median(turn.tokens / turn.seconds for turn in self.turns),
+            "tokens_per_cpu_second": statistics.median(t.tokens / t.cpu_seconds for t in self.turns),
             "mfu": statistics.median(turn.flops / turn.seconds / peak for turn in self.turns),
         }
 
@@ -109,12 +111,13 @@ def _trainer(
 
 def _turn(trainer: Trainer, steps: int) -> Turn:
     trainer.train_step()
-    trainer.interval = trainer.new_interval()
+    trainer.interval, cpu = trainer.new_interval(), time.process_time()
     for _ in range(steps):
         trainer.train_step()
     float(trainer.grad_norm)
     done = trainer.interval
-    return Turn(time.perf_counter() - done.began, done.samples, done.tokens, done.flops)
+    cpu_seconds = time.process_time() - cpu
+    return Turn(time.perf_counter() - done.began, cpu_seconds, done.samples, done.tokens, done.flops)
 
 
 class _Transformers:
@@ -130,30 +133,35 @@ class _Transformers:
             ) from None
         self._trainer, self._output = trainer, output
         self._model = _WithLoss(trainer.objective)
-        self._draws = islice(iter(trainer.plan.order()), _DRAWS)
+        self._order = iter(trainer.plan.order())
+        self._draws: list[Draw] = []
 
     def turn(self, steps: int) -> Turn:
         config, plan = self._trainer.config, self._trainer.plan
-        needed = (steps + 1) * config.samples_per_device
-        draws = [next(self._draws) for _ in range(needed)]
-        seen: list[TrainSample] = []
+        batch = config.samples_per_device
+        # One step's samples more than are trained on: it reads a step ahead, also while the clock runs.
+        self._draws += islice(self._order, (steps + 2) * batch - len(self._draws))
+        draws, self._draws = self._draws, self._draws[(steps + 1) * batch :]
         clock = _clock()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _sequential_trainer()(
+            trainer = _sequential_trainer()(
                 model=self._model,
                 args=_arguments(config, self._output, steps + 1),
                 train_dataset=_Drawn(plan.dataset(), draws),
-                data_collator=_Collator(plan, seen),
+                data_collator=_Collator(plan),
                 callbacks=[clock],
-            ).train()
-        counted = seen[config.samples_per_device :] or self._read(draws[config.samples_per_device :])
+            )
+            trainer.remove_callback(_printer())
+            trainer.train()
+        counted = self._read(draws[batch : (steps + 1) * batch])
         tokens = sum(len(sample) for sample in counted)
         flops = self._trainer.count_flops(counted)
-        return Turn(clock.ends[-1] - clock.ends[0], len(counted), tokens, flops)
+        (began, cpu_began), (ended, cpu_ended) = clock.ends[0], clock.ends[-1]
+        return Turn(ended - began, cpu_ended - cpu_began, len(counted), tokens, flops)
 
     def _read(self, draws: Sequence[Draw]) -> list[TrainSample]:
-        """What worker processes have collated, which this one has not seen."""
+        """What the turn has trained on."""
         drawn = _Drawn(self._trainer.plan.dataset(), draws)
         return [drawn[place] for place in range(len(draws))]
 
@@ -190,36 +198,41 @@ class _Drawn(Dataset[TrainSample]):
 @dataclass(frozen=True, slots=True)
 class _Collator:
     plan: TrainingPlan
-    seen: list[TrainSample]
 
     def __call__(self, samples: list[TrainSample]) -> dict[str, TrainBatch]:
-        self.seen.extend(samples)
         return {"batch": collate([[sample] for sample in samples], self.plan.shape)}
 
 
 def _clock() -> Any:
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         """Notes when steps end."""
 
         def __init__(self) -> None:
-            self.ends: list[float] = []
+            self.ends: list[tuple[float, float]] = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), time.process_time()))
 
     return Clock()
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
 
 
 def _sequential_trainer() -> Any:
     from transformers import Trainer as TransformersTrainer
 
-    class Sequential(TransformersTrainer):  # type: ignore[misc]
+    class Sequential(TransformersTrainer):
         """Takes samples in their order, which is shuffled already."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+            samples: Any = train_dataset or self.train_dataset
+            return SequentialSampler(samples)
 
     return Sequential
 
@@ -233,6 +246,7 @@ def _arguments(config: TrainingConfig, output: Path, steps: int) -> Any:
         per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
+        optim=config.optim,
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

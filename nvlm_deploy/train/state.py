@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from nvlm_deploy.config.training import TrainingConfig
 from nvlm_deploy.errors import NvlmError, UsageError
@@ -61,7 +62,7 @@ def save_checkpoint(
     processes.wait()
     model, moments = get_state_dict(objective, optimizer, options=_TRAINED)
     with _quiet():
-        dcp.save({"model": model, "optimizer": moments}, checkpoint_id=work)
+        save({"model": model, "optimizer": moments}, checkpoint_id=work)
     process = {"data": data, "random": _random_state()}
     (work / f"process-{processes.rank}.json").write_text(json.dumps(process), encoding="utf-8")
     processes.wait()
@@ -95,9 +96,9 @@ def load_checkpoint(
     run = _read(directory / "run.json")
     _check_config(run["config"], config, directory)
     model, moments = get_state_dict(objective, optimizer, options=_TRAINED)
-    state = {"model": model, "optimizer": moments}
+    state: dict[str, Any] = {"model": model, "optimizer": moments}
     with _quiet():
-        dcp.load(state, checkpoint_id=directory)
+        load(state, checkpoint_id=directory)
     set_state_dict(
         objective,
         optimizer,

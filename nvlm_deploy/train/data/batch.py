@@ -72,22 +72,19 @@ def collate(
     targets = torch.full(shape, IGNORED_LABEL)
     sources = torch.zeros(shape, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.bool)
-    positions = torch.zeros(shape, dtype=torch.int64)
-    numbers = torch.full(shape, -1)
     for row, samples in enumerate(rows):
         start = 0
-        for number, sample in enumerate(samples):
+        for sample in samples:
             end = start + len(sample)
             ids[row, start:end] = torch.from_numpy(sample.answered.input_ids)
             targets[row, start : end - 1] = torch.from_numpy(sample.answered.labels[1:])
             sources[row, start:end] = sample.source
             mask[row, start + torch.from_numpy(sample.answered.visual_positions)] = True
-            positions[row, start:end] = torch.arange(len(sample))
-            numbers[row, start:end] = number
             start = end
     everything = [sample for row in rows for sample in row]
     tiles = _cross_tiles(rows, width, config)
     num_tiles = sum(len(sample.tiles) for sample in everything)
+    packed = any(len(row) > 1 for row in rows)
     blank = num_tiles == 0 or (tiles is not None and int(tiles.index_C.max()) == num_tiles)
     return TrainBatch(
         pixels_N3SS=_pixels(everything, config, blank),
@@ -96,7 +93,7 @@ def collate(
         sources_BT=sources,
         visual_mask_BT=mask,
         tiles=tiles,
-        packing=Packing(positions, numbers) if any(len(row) > 1 for row in rows) else None,
+        packing=Packing.of([[len(sample) for sample in row] for row in rows], width) if packed else None,
         num_samples=len(everything),
         num_tokens=sum(len(sample) for sample in everything),
     )

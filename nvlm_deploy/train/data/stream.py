@@ -7,6 +7,8 @@ were drawn. So the stream is the same for any number of workers, and after any i
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -156,10 +158,18 @@ def resume_state(states: Sequence[dict[str, Any]], share: Share) -> dict[str, An
     }
 
 
-def _unchanged(sample: TrainSample | SkippedSample) -> TrainSample | SkippedSample:
+def _unchanged(sample: Any) -> Any:
     return sample
 
 
 def _leave_group(worker: int) -> None:
     # A signal to the whole group is the trainer's to answer, which needs its workers until it has saved.
     os.setpgrp()
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """End with a trainer that was killed: a worker whose pipe is full would wait for it forever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

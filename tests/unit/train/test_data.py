@@ -92,7 +92,7 @@ def test_energon_shards_by_their_field_map(tmp_path: Path) -> None:
     assert len(opened) == 2
     assert opened[1].answer == "A1"
     assert opened[1].images == (PIXEL.getvalue(),)
-    assert opened[1].prompt[0]["content"][1] == {"type": "text", "text": "Q1?\nIn a word."}  # type: ignore[index]
+    assert opened[1].prompt[0]["content"][1] == {"type": "text", "text": "Q1?\nIn a word."}
     held = open_data_source(source.model_copy(update={"split": "val"}), 56, tmp_path)
     assert [held[0].answer, len(held)] == ["A2", 1]
 

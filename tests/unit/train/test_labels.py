@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 import nvlm_deploy.calibration.sample as calibration
-import nvlm_deploy.runtime.bundle as runtime
 import nvlm_deploy.train.conversation as documents
 import nvlm_deploy.train.data.sample as training
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.config.training import DataSection
 from nvlm_deploy.preprocess import Message, PromptBuilder
 from nvlm_deploy.preprocess.answered import IGNORED_LABEL, build_answered
+from nvlm_deploy.runtime.bundle import Bundle
 from nvlm_deploy.train.data.sample import build_train_sample
 from nvlm_deploy.train.show import spans
 
@@ -96,7 +97,7 @@ def test_trainer_calibration_and_engine_have_the_same_ids(
 def test_there_is_one_function_of_ids() -> None:
     for module in (training, calibration, documents):
         assert module.build_answered is build_answered, module
-    assert runtime.PromptBuilder is PromptBuilder
+    assert get_type_hints(Bundle)["prompts"] is PromptBuilder
     # What is asked comes from the builder of the engine and from nowhere else.
     assert "builder.build(messages, tiles_per_image)" in inspect.getsource(build_answered)
 

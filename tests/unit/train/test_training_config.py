@@ -131,7 +131,12 @@ def test_rates_are_those_of_transformers(kind: str) -> None:
     import torch
     from transformers import get_scheduler
 
-    values = {"learning_rate": 2e-3, "lr_scheduler_type": kind, "warmup_steps": 4, "max_steps": 20}
+    values: dict[str, Any] = {
+        "learning_rate": 2e-3,
+        "lr_scheduler_type": kind,
+        "warmup_steps": 4,
+        "max_steps": 20,
+    }
     if kind == "cosine_with_min_lr":
         values["lr_scheduler_kwargs"] = {"min_lr": 1e-4}
     config = TrainingConfig.model_validate(
