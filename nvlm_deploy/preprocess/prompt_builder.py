@@ -73,7 +73,7 @@ class PromptBuilder:
         return assembly.finish()
 
     def _add_plain(self, assembly: Assembly, prompt: str, tiles_per_image: Sequence[int]) -> None:
-        if self.config.cross_attention is not None:
+        if self.config.variant != "D":
             # The released code leaves written tags of NVLM-D as text; here masks would follow them.
             prompt = mark_written_images(prompt, [assembly.written_tags(n) for n in tiles_per_image])
         if IMAGE_MARKER not in prompt:

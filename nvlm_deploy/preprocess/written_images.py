@@ -10,8 +10,8 @@ from nvlm_deploy.errors import UsageError
 from nvlm_deploy.preprocess.tokenizer import IMAGE_TOKEN
 
 IMAGE_MARKER = "<image>"
-_TAG = re.compile(r"<tile_(?:\d+|global|global_thumbnail)>")
-_WRITTEN = re.compile(rf"<Image>((?:{_TAG.pattern}|{re.escape(IMAGE_TOKEN)}|\s)*)</Image>")
+_TAG = re.compile(r"<tile_(?:\d+|global|global_thumbnail)>", re.ASCII)
+_WRITTEN = re.compile(rf"<Image>((?:{_TAG.pattern}|{re.escape(IMAGE_TOKEN)}|\s)*)</Image>", re.ASCII)
 _HINT = f"write {IMAGE_MARKER} where an image goes, and its tags follow; in messages all text is text"
 
 
