@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo native test test-unit test-integration test-memory test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
+.PHONY: help setup demo native test test-unit test-integration test-memory test-train test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "error: your package sources have no torch $(TORCH) for this Python"; echo; \
 	    echo "hint: add PyTorch's CPU index (PIP_EXTRA_INDEX_URL) and repeat," \
 	        "or accept another build: make setup TORCH=2.13.0"; exit 1; } >&2
-	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots,tensorrt-rtx]'
+	@$(PIP) --no-build-isolation --editable '.[dev,modelopt,plots,tensorrt-rtx,train]'
 	@touch $@
 
 demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example checkpoint and ask it about an image.
@@ -65,6 +65,9 @@ test-integration: $(READY) ## Run the integration tests.
 
 test-memory: $(READY) ## Measure the peak memory of builds, and of quantizing and exporting at the widths of the 72B (14 GB; slow).
 	$(BIN)/python -m pytest -m slow tests/integration/test_memory.py
+
+test-train: $(READY) ## Train small models of all variants until they know 32 samples by heart (minutes).
+	$(BIN)/python -m pytest -m slow tests/integration/test_training.py
 
 test-native-speed: $(READY) ## Measure native tiling of a large image beside Pillow.
 	$(BIN)/python -m pytest -m slow tests/integration/native

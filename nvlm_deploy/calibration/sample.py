@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.token_classes import Classes, classify_entries, classify_tokens
 from nvlm_deploy.errors import NvlmError
+from nvlm_deploy.preprocess.answered import build_answered
 from nvlm_deploy.preprocess.prompt import CrossPrompt
 from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tiles import preprocess_images
@@ -98,13 +99,13 @@ def build_sample(conversation: Conversation, builder: PromptBuilder) -> Calibrat
     try:
         tiled = preprocess_images(conversation.images, builder.config)
         tiles_per_image = tuple(len(image) for image in tiled)
-        prompt = builder.build(conversation.prompt, tiles_per_image)
-        input_ids = np.concatenate([prompt.input_ids, _answer_ids(conversation, builder)])
+        answered = build_answered(builder, conversation.prompt, conversation.answer, tiles_per_image)
     except NvlmError as error:
         # The error of an image file names the file, which may be the label itself.
         known = conversation.label in error.message
         message = error.message if known else f"{conversation.label}: {error.message}"
         raise NvlmError(message, hint=error.hint) from None
+    prompt, input_ids = answered.prompt, answered.input_ids
     size = builder.config.tile_size
     no_tiles = np.empty((0, size, size, 3), dtype=np.uint8)
     return CalibrationSample(
@@ -119,10 +120,3 @@ def build_sample(conversation: Conversation, builder: PromptBuilder) -> Calibrat
         cross=prompt.cross,
         entry_classes=classify_entries(prompt.cross, tiles_per_image, builder.config.visual_tokens_per_tile),
     )
-
-
-def _answer_ids(conversation: Conversation, builder: PromptBuilder) -> npt.NDArray[np.int64]:
-    if conversation.answer is None:
-        return np.empty(0, dtype=np.int64)
-    tokenizer = builder.tokenizer
-    return np.array([*tokenizer.encode_text(conversation.answer), tokenizer.eos_id], dtype=np.int64)

@@ -26,7 +26,7 @@ _MAX_QUESTIONS = 4
 # What the trainer asks, too: the long answer among the short ones.
 TRANSCRIBE = "Read the text."
 
-_RELATIVE_HINT = "a relative path starts at the folder of the set's YAML file"
+_RELATIVE_HINT = "a relative path starts at the folder of the YAML file that names it"
 
 
 class ConversationSource(Protocol):
@@ -52,9 +52,9 @@ def open_source(source: Source, tile_size: int, base_dir: Path) -> ConversationS
     if isinstance(source, DocumentsSource):
         return DocumentConversations(source, tile_size)
     if isinstance(source, FolderSource):
-        return FolderConversations(_existing(base_dir, source.path, folder=True), source.prompt)
+        return FolderConversations(existing_source(base_dir, source.path, folder=True), source.prompt)
     if isinstance(source, JsonlSource):
-        return JsonlConversations(_existing(base_dir, source.path, folder=False))
+        return JsonlConversations(existing_source(base_dir, source.path, folder=False))
     return HuggingFaceConversations(source, base_dir)
 
 
@@ -112,8 +112,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
-def _existing(base_dir: Path, path: str, *, folder: bool) -> Path:
-    """Return the folder or file at `path`, relative to `base_dir`."""
+def existing_source(base_dir: Path, path: str, *, folder: bool) -> Path:
+    """Return the folder or file at `path`, relative to `base_dir`; NvlmError if it is not there."""
     found = base_dir / Path(path).expanduser()
     if not found.exists():
         raise NvlmError(f"source.path is '{path}': {found} does not exist", hint=_RELATIVE_HINT)

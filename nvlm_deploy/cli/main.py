@@ -129,7 +129,23 @@ EVAL = LazyGroup(
     "Measure how right an engine's answers are.",
 )
 
-PROGRAMS = (BUILD, BENCH, EVAL)
+TRAIN = LazyGroup(
+    "nvlm-train",
+    {
+        "run": Verb("nvlm_deploy.cli.train", "run", "Train a checkpoint, or go on with a run."),
+        "show": Verb("nvlm_deploy.cli.train", "show", "Show one sample as it is trained on."),
+        "merge": Verb("nvlm_deploy.cli.train", "merge", "Add adapters to their checkpoint."),
+        "configs": Verb("nvlm_deploy.cli.train", "configs", "List the training configs, or show one."),
+        "bench": Verb(
+            "nvlm_deploy.cli.train_bench",
+            "bench",
+            "Measure training beside transformers' Trainer, and packed beside unpacked.",
+        ),
+    },
+    "Train NVLM checkpoints: fine-tuning, adapters, the paper's two stages.",
+)
+
+PROGRAMS = (BUILD, BENCH, EVAL, TRAIN)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -150,3 +166,8 @@ def bench_main() -> None:
 def eval_main() -> None:
     """Entry point of `nvlm-eval`."""
     run_process(EVAL)
+
+
+def train_main() -> None:
+    """Entry point of `nvlm-train`."""
+    run_process(TRAIN)

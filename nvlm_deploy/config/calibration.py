@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
+from nvlm_deploy.config.by_kind import Section, read_by_kind
 from nvlm_deploy.config.catalog import find, load_yaml_model
-from nvlm_deploy.errors import did_you_mean
 
 DocumentKind = Literal["chart", "corners", "lines", "receipt", "sign", "table"]
 _Text = Annotated[str, Field(min_length=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _as_list(value: Any) -> Any:
@@ -25,7 +20,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class DocumentsSource(_Section):
+class DocumentsSource(Section):
     """Generated documents with their questions; `kinds` is all that have questions unless it is given.
 
     Without images a document's text stands where its image would: the same questions as text only.
@@ -38,7 +33,7 @@ class DocumentsSource(_Section):
     with_images: bool
 
 
-class FolderSource(_Section):
+class FolderSource(Section):
     """Every image in a local folder and the folders below it; several prompts are used in turn."""
 
     kind: Literal["folder"]
@@ -46,14 +41,14 @@ class FolderSource(_Section):
     prompt: Annotated[list[_Text], Field(min_length=1), BeforeValidator(_as_list)]
 
 
-class JsonlSource(_Section):
+class JsonlSource(Section):
     """One JSON object a line: a conversation or a question, and the paths of its images."""
 
     kind: Literal["jsonl"]
     path: _Text
 
 
-class HuggingFaceSource(_Section):
+class HuggingFaceSource(Section):
     """A data set read with the `datasets` package, at one revision; no image column means text only."""
 
     kind: Literal["huggingface"]
@@ -77,42 +72,10 @@ _SOURCES: dict[str, type[Source]] = {
 
 
 def _read_source(value: Any) -> Any:
-    """Read a source by its `kind`.
-
-    Pydantic's own tagged union puts the tag into the location of every error, where no key of the
-    file has it, and cannot tell which keys the chosen kind knows.
-    """
-    if isinstance(value, BaseModel):
-        return value
-    if not isinstance(value, dict):
-        kinds = ", ".join(_SOURCES)
-        raise ValueError(f"a source is a mapping with a kind ({kinds}) and the keys of that kind")
-    kind = value.get("kind")
-    if kind is None:
-        raise _refusal("missing", ("kind",), value)
-    if kind not in _SOURCES:
-        hint = did_you_mean(str(kind), _SOURCES)
-        raise _refusal(
-            PydanticCustomError("unknown_kind", "there is no such kind; {hint}", {"hint": hint}),
-            ("kind",),
-            kind,
-        )
-    schema = _SOURCES[kind]
-    for key in value:
-        if key not in schema.model_fields:
-            hint = did_you_mean(key, schema.model_fields)
-            text = "the kind '{kind}' has no such key; {hint}"
-            problem = PydanticCustomError("unknown_key", text, {"kind": kind, "hint": hint})
-            raise _refusal(problem, (key,), value[key])
-    return schema.model_validate(value)
+    return read_by_kind(value, _SOURCES)
 
 
-def _refusal(problem: str | PydanticCustomError, key: tuple[str, ...], value: Any) -> ValidationError:
-    details = InitErrorDetails(type=problem, loc=key, input=value)
-    return ValidationError.from_exception_data("source", [details])
-
-
-class ClassWeights(_Section):
+class ClassWeights(Section):
     """How likely a position of each class is among the inputs that AWQ and GPTQ see, relative to the others.
 
     Ranges are over all positions whatever their weight: what is not counted there would be clipped.
@@ -130,7 +93,7 @@ class ClassWeights(_Section):
         return self
 
 
-class CalibrationSet(_Section):
+class CalibrationSet(Section):
     """What a model is shown while it is quantized, and how much each class of tokens counts."""
 
     name: str = Field(min_length=1)

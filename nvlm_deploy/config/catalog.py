@@ -1,4 +1,4 @@
-"""Find recipes, calibration sets and targets by name or by path, and read them strictly."""
+"""Find recipes, calibration sets, targets and training configs by name or by path, and read them strictly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvlm_deploy.config.validation import explain
 from nvlm_deploy.config.yaml_file import parse_mapping
 from nvlm_deploy.errors import NvlmError, UsageError, did_you_mean
 
-Kind = Literal["recipe", "target", "calibration set"]
+Kind = Literal["recipe", "target", "calibration set", "training config"]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 # The mounted package, and the folder that it is mounted from in a source tree.
@@ -23,6 +23,7 @@ _FOLDERS: dict[Kind, tuple[str, str]] = {
     "recipe": ("nvlm_deploy.catalog.quantization", "quantization"),
     "target": ("nvlm_deploy.catalog.targets", "engines/targets"),
     "calibration set": ("nvlm_deploy.catalog.calibration", "calibration/sets"),
+    "training config": ("nvlm_deploy.train.configs", "nvlm_deploy/train/configs"),
 }
 
 

@@ -8,6 +8,7 @@ from nvlm_deploy.models.nvlm import Nvlm
 from nvlm_deploy.models.nvlm_d import NvlmD
 from nvlm_deploy.models.nvlm_h import NvlmH
 from nvlm_deploy.models.nvlm_x import NvlmX
+from nvlm_deploy.models.packing import Packing
 from nvlm_deploy.models.projector import Projector, pixel_shuffle
 from nvlm_deploy.models.vision import VisionTower
 
@@ -19,6 +20,7 @@ __all__ = [
     "NvlmD",
     "NvlmH",
     "NvlmX",
+    "Packing",
     "Projector",
     "TileMemory",
     "VisionTower",

@@ -50,24 +50,40 @@ class CrossTiles:
         if len(crosses) != len(prompts):
             return None
         width = length or max(len(prompt) for prompt in prompts)
-        visible_BT2 = torch.zeros(len(prompts), width, 2, dtype=torch.int64)
+        # An answer behind the prompt sees what the last token sees; so does padding, which nobody reads.
+        return cls.of_rows([[(cross, width)] for cross in crosses], width)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[tuple[CrossPrompt, int]]], width: int) -> CrossTiles:
+        """Collect what rows of several samples say.
+
+        Args:
+            rows: the samples of each row, and how many positions each takes; tokens behind its prompt see
+                what the prompt's last one sees, positions behind all samples nothing.
+            width: T.
+        """
+        visible_BT2 = torch.zeros(len(rows), width, 2, dtype=torch.int64)
         index: list[int] = []
         row: list[int] = []
         rank: list[int] = []
         tags: list[Any] = []
         sequence: list[int] = []
         first = 0
-        for number, cross in enumerate(crosses):
-            _check_visible(number, cross)
-            visible_BT2[number, : len(cross.visible)] = torch.from_numpy(cross.visible)
-            # An answer behind the prompt sees what the last token sees; so does padding, which nobody reads.
-            visible_BT2[number, len(cross.visible) :] = visible_BT2[number, len(cross.visible) - 1]
-            index += [first + int(tile) for tile in cross.tiles]
-            sequence += [first + int(tile) for tile in cross.sequence_tiles]
-            row += [number] * len(cross.tiles)
-            rank += range(len(cross.tiles))
-            tags += list(cross.tags)
-            first += len(cross.tiles) + len(cross.sequence_tiles)
+        for number, samples in enumerate(rows):
+            start = seen = 0
+            for cross, length in samples:
+                _check_visible(number, cross)
+                visible = torch.from_numpy(cross.visible) + seen
+                prompt_end, end = start + len(visible), start + length
+                visible_BT2[number, start:prompt_end] = visible
+                visible_BT2[number, prompt_end:end] = visible[-1]
+                index += [first + int(tile) for tile in cross.tiles]
+                sequence += [first + int(tile) for tile in cross.sequence_tiles]
+                row += [number] * len(cross.tiles)
+                rank += range(seen, seen + len(cross.tiles))
+                tags += list(cross.tags)
+                first += len(cross.tiles) + len(cross.sequence_tiles)
+                start, seen = end, seen + len(cross.tiles)
         longest = max((len(tag) for tag in tags), default=0)
         tags_CG = torch.full((len(index), longest), -1, dtype=torch.int64)
         for place, tag in enumerate(tags):

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nvlm_deploy.config.cross_attention import CrossAttentionConfig
 from nvlm_deploy.config.model import LanguageConfig
 from nvlm_deploy.models.cross_attention import GatedCrossAttention, TileMemory
 from nvlm_deploy.models.mlp import GatedMlp
 from nvlm_deploy.models.norm import RMSNorm
+from nvlm_deploy.models.packing import Packing
 
 SeenTiles = tuple[TileMemory, Tensor]
 """Tiles, and the mask bool [B, T, L] of what each position sees of them."""
@@ -53,13 +55,13 @@ class KvCache:
 
 
 def rotary_tables(config: LanguageConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, FP32 [T, K / 2], of plain rotary embeddings.
+    """Cosines and sines, FP32 [..., K / 2], of plain rotary embeddings at positions of any shape.
 
     The released config's dynamic scaling acts only beyond `max_position_embeddings`; the model was
     trained without it, so it is left out (see `docs/model.md`).
     """
     exponents = torch.arange(0, config.head_dim, 2, device=positions_T.device) / config.head_dim
-    angles_TK = torch.outer(positions_T.float(), 1.0 / config.rope_theta**exponents)
+    angles_TK = positions_T.float().unsqueeze(-1) * (1.0 / config.rope_theta**exponents)
     return angles_TK.cos(), angles_TK.sin()
 
 
@@ -83,7 +85,13 @@ class SelfAttention(nn.Module):
         self.quantize_kv: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
         """What new keys and values go through on their way into a quantized cache."""
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KvCache | None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KvCache | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), *rotary)
         k_BGLK = rotate(self._split_heads(self.k_proj(x_BTD)), *rotary)
         v_BGLK = self._split_heads(self.v_proj(x_BTD))
@@ -91,6 +99,8 @@ class SelfAttention(nn.Module):
             k_BGLK, v_BGLK = self.quantize_kv[0](k_BGLK), self.quantize_kv[1](v_BGLK)
         if cache is not None:
             k_BGLK, v_BGLK = cache.extend(self.layer, k_BGLK, v_BGLK)
+        if packing is not None:
+            q_BHTK, k_BGLK, v_BGLK = (packing.apart(x) for x in (q_BHTK, k_BGLK, v_BGLK))
         new, total = q_BHTK.shape[2], k_BGLK.shape[2]
         mask_TL = None
         if 1 < new < total:
@@ -98,6 +108,8 @@ class SelfAttention(nn.Module):
         mixed_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BGLK, v_BGLK, attn_mask=mask_TL, is_causal=1 < new == total, enable_gqa=True
         )
+        if packing is not None:
+            mixed_BHTK = packing.together(mixed_BHTK)
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x_BTC: Tensor) -> Tensor:
@@ -120,6 +132,8 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMlp(config)
         self.cross: GatedCrossAttention | None = None
         self.cross_first = False
+        self.recompute = False
+        """Whether training keeps the layer's input alone, and computes the rest once more going back."""
         if cross_attention is not None and layer in cross_attention.layers:
             self.cross = GatedCrossAttention(cross_attention, config, layer)
             self.cross_first = cross_attention.placement == "before_layer"
@@ -130,10 +144,29 @@ class DecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cache: KvCache | None,
         seen: SeenTiles | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            computed: Tensor = checkpoint(
+                self._compute, x_BTD, rotary, cache, seen, packing, use_reentrant=False
+            )
+            return computed
+        return self._compute(x_BTD, rotary, cache, seen, packing)
+
+    def _compute(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KvCache | None,
+        seen: SeenTiles | None,
+        packing: Packing | None,
+    ) -> Tensor:
+        if self.recompute and seen is not None:
+            # Keys that the first pass has kept would be missing from what the second one computes.
+            seen = (seen[0].to(x_BTD.device), seen[1])
         if seen is not None and self.cross is not None and self.cross_first:
             x_BTD = self.cross(x_BTD, *seen)
-        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache)
+        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), rotary, cache, packing)
         if seen is not None and self.cross is not None and not self.cross_first:
             x_BTD = self.cross(x_BTD, *seen)
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD))
@@ -159,22 +192,27 @@ class LanguageDecoder(nn.Module):
         cache: KvCache | None = None,
         memory: TileMemory | None = None,
         visible_BT2: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Return the normalized hidden states [B, T, D]; rows are right-padded, so causality hides pads.
 
         Args:
             memory, visible_BT2: what cross-attention layers attend to, and which tiles each position
                 sees (see `TileMemory`); None for text without images, and in NVLM-D.
+            packing: where rows hold several samples; without a cache.
         """
         start = cache.length if cache is not None else 0
         positions_T = torch.arange(start, start + embeds_BTD.shape[1], device=embeds_BTD.device)
+        if packing is not None:
+            # Heads come behind the batch in what is rotated.
+            positions_T = packing.positions_BT.unsqueeze(1)
         rotary = rotary_tables(self.config, positions_T)
         seen = None
         if memory is not None and visible_BT2 is not None:
             seen = (memory, memory.mask(visible_BT2))
         x_BTD = embeds_BTD
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotary, cache, seen)
+            x_BTD = layer(x_BTD, rotary, cache, seen, packing)
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

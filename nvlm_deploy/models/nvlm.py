@@ -16,6 +16,7 @@ from nvlm_deploy.errors import NvlmError
 from nvlm_deploy.models.cross_attention import TileMemory
 from nvlm_deploy.models.cross_tiles import CrossTiles
 from nvlm_deploy.models.decoder import KvCache, LanguageDecoder
+from nvlm_deploy.models.packing import Packing
 from nvlm_deploy.models.projector import make_projector
 from nvlm_deploy.models.vision import VisionTower
 
@@ -80,8 +81,11 @@ class Nvlm(nn.Module, ABC):
         visual_mask_BT: Tensor | None = None,
         cache: KvCache | None = None,
         tiles: CrossTiles | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Normalized hidden states [B, T, D] from visual tokens; the other arguments as in `forward`.
+
+        `packing` says where rows hold several samples; such a pass has no cache.
 
         Raises:
             NvlmError: tiles without prompts that are about them, or another number of tiles than theirs.
@@ -96,7 +100,7 @@ class Nvlm(nn.Module, ABC):
                 memory, visible_BT2 = cache.tiles, cache.all_tiles(ids_BT)
             cache.tiles = memory
         embeds_BTD = self.embed(ids_BT, visual_NVD, visual_mask_BT)
-        hidden_BTD: Tensor = self.language(embeds_BTD, cache, memory, visible_BT2)
+        hidden_BTD: Tensor = self.language(embeds_BTD, cache, memory, visible_BT2, packing)
         return hidden_BTD
 
     def _check_tiles(self, given: int, tiles: CrossTiles | None) -> None:

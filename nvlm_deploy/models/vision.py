@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nvlm_deploy.config.model import VisionConfig
 from nvlm_deploy.models.norm import RMSNorm
@@ -64,8 +65,16 @@ class VisionLayer(nn.Module):
         self.norm2 = RMSNorm(width, config.norm_eps)
         self.mlp = VisionMlp(config)
         self.layer_scale2 = nn.Parameter(torch.full((width,), 0.1))
+        self.recompute = False
+        """Whether training keeps the layer's input alone, and computes the rest once more going back."""
 
     def forward(self, x_TPC: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            computed: Tensor = checkpoint(self._compute, x_TPC, use_reentrant=False)
+            return computed
+        return self._compute(x_TPC)
+
+    def _compute(self, x_TPC: Tensor) -> Tensor:
         x_TPC = x_TPC + self.layer_scale1 * self.attention(self.norm1(x_TPC))
         return x_TPC + self.layer_scale2 * self.mlp(self.norm2(x_TPC))
 

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from nvlm_deploy.calibration.sources import TRANSCRIBE
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.models.cross_tiles import CrossTiles
+from nvlm_deploy.preprocess.answered import AnsweredPrompt
 from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tiles import TiledImage, normalize_tiles, tile_image
 from nvlm_deploy.synthetic.documents import Document, Exchange, document
-from nvlm_deploy.train.conversation import IGNORED_LABEL, TokenizedConversation, tokenize_conversation
+from nvlm_deploy.train.conversation import IGNORED_LABEL, tokenize_conversation
 from nvlm_deploy.train.glyphs import glyph_targets
 
-TRANSCRIBE = "Read the text."
+__all__ = ["TRANSCRIBE", "Batch", "DocumentBatches", "collate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def _all_tiles(tiled: list[TiledImage]) -> npt.NDArray[np.uint8]:
     return np.concatenate([image.tiles for image in tiled])
 
 
-def _pad(conversations: list[TokenizedConversation]) -> tuple[Tensor, Tensor, Tensor]:
+def _pad(conversations: list[AnsweredPrompt]) -> tuple[Tensor, Tensor, Tensor]:
     width = max((len(c.input_ids) for c in conversations), default=0)
     shape = (len(conversations), width)
     input_ids = torch.zeros(shape, dtype=torch.int64)

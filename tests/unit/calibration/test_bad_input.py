@@ -26,7 +26,7 @@ def refuse(load: Load, source: dict[str, Any], message: str) -> NvlmError:
 @pytest.mark.parametrize("source", [FOLDER, JSONL])
 def test_a_missing_path(load: Load, tmp_path: Path, source: dict[str, Any]) -> None:
     error = refuse(load, source, f"'mine': source.path is '{source['path']}': {tmp_path}.* does not exist")
-    assert error.hint == "a relative path starts at the folder of the set's YAML file"
+    assert error.hint == "a relative path starts at the folder of the YAML file that names it"
 
 
 def test_a_file_for_a_folder_and_a_folder_for_a_file(load: Load, tmp_path: Path) -> None:

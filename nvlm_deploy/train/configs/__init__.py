@@ -1,0 +1,1 @@
+"""Training configs, one YAML file each; `nvlm-train configs` lists them."""
