@@ -92,6 +92,21 @@ BENCH = LazyGroup(
             "shapes",
             "Measure engines against transformers on random weights of a named shape.",
         ),
+        "latency": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "latency",
+            "Time an engine, stage by stage, beside the machine's limits.",
+        ),
+        "compare": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "compare",
+            "Compare two reports of latency; exit 4 if the second is slower.",
+        ),
+        "limits": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "limits",
+            "Measure what this machine can do at most.",
+        ),
         "plans": Verb(
             "nvlm_deploy.cli.bench_plans",
             "plans",
