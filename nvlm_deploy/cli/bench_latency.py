@@ -39,7 +39,7 @@ def latency(
     form: str,
     output: Path | None,
 ) -> None:
-    """Time an engine, stage by stage, beside what the machine can do at most.
+    """Time an engine, stage by stage, beside the machine's limits.
 
     t7 is a question about an image of seven tiles, pp512 a prompt of 512 tokens, tg32@512 an answer of 32
     behind 512; ttft, tpot and e2el are times to the first token, for each further one, and in all.
