@@ -119,7 +119,7 @@ def limits(threads: int | None, as_json: bool) -> None:
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="As a share.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(first: Path, second: Path, threshold: float, as_json: bool) -> None:
-    """Compare two JSON reports of the same tests; exit 4 if one is slower by more than the threshold.
+    """Compare two reports of latency; exit 4 if the second is slower.
 
     A row is slower if all of the 95 % interval of the ratio of its medians is beyond the threshold.
     """
