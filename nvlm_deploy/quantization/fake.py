@@ -34,7 +34,7 @@ class WeightQuantizer:
         Scales are the largest magnitudes of the weight itself, so that nothing is clipped and no gradient is
         masked.
         """
-        rounded_NK: Tensor = _StraightThrough.apply(weight_NK, self)  # type: ignore[no-untyped-call]
+        rounded_NK: Tensor = _StraightThrough.apply(weight_NK, self)
         return rounded_NK
 
     def round(self, weight_NK: Tensor) -> Tensor:

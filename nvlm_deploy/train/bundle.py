@@ -21,6 +21,7 @@ import yaml
 
 from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sample import build_sample
+from nvlm_deploy.calibration.sources import ConversationSource
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.errors import NvlmError, UsageError
 from nvlm_deploy.pipeline.atomic import atomic_directory
@@ -127,8 +128,7 @@ def _asked(plan: TrainingPlan, builder: PromptBuilder, count: int) -> list[_Take
     rows = [[(number, held) for held in part.held_out] for number, part in enumerate(plan.opened)]
     found: list[_Taken] = []
     for number, held in (each for row in itertools.zip_longest(*rows) for each in row if each is not None):
-        source = plan.opened[number].source
-        taken = _take(plan, builder, number, lambda s=source, h=held: _first_question(s[h]))
+        taken = _take(plan, builder, number, partial(_first_question, plan.opened[number].source, held))
         if taken is not None and len(found) < count:
             found.append(taken)
     if not any(each.conversation.images for each in found):
@@ -155,8 +155,9 @@ def _take(
     return _Taken(plan.names[source], conversation, sample.digest().hex())
 
 
-def _first_question(conversation: Conversation) -> Conversation | None:
+def _first_question(source: ConversationSource, index: int) -> Conversation | None:
     """What comes before the second question; None if that is no single question about at most one image."""
+    conversation = source[index]
     messages = [*conversation.prompt, {"role": "assistant", "content": conversation.answer or ""}]
     first = Conversation.of(conversation.label, messages[:2], conversation.images)
     return None if single_question(first) is None else first
@@ -171,7 +172,7 @@ def _write(path: Path, taken: Sequence[_Taken]) -> None:
             names = [f"{number:05}-{place}.png" for place in range(len(conversation.images))]
             for name, image in zip(names, conversation.images, strict=True):
                 load_image(image, label=conversation.label).save(path.parent / name)
-            messages = [
+            messages: list[dict[str, Any]] = [
                 {"role": message["role"], "content": _parts(message["content"])}
                 for message in conversation.prompt
             ]

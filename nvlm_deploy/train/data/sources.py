@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +85,6 @@ class TrainingPart:
                 break
             index += 1
         return self.source[index]
-
-    def unseen(self) -> Iterator[Conversation]:
-        """The conversations that are never trained on."""
-        return (self.source[index] for index in self.held_out)
 
 
 def source_length(source: DataSource, opened: ConversationSource) -> int:
