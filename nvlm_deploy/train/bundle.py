@@ -128,8 +128,10 @@ def _asked(plan: TrainingPlan, builder: PromptBuilder, count: int) -> list[_Take
     rows = [[(number, held) for held in part.held_out] for number, part in enumerate(plan.opened)]
     found: list[_Taken] = []
     for number, held in (each for row in itertools.zip_longest(*rows) for each in row if each is not None):
+        if len(found) == count:
+            break
         taken = _take(plan, builder, number, partial(_first_question, plan.opened[number].source, held))
-        if taken is not None and len(found) < count:
+        if taken is not None:
             found.append(taken)
     if not any(each.conversation.images for each in found):
         raise NvlmError(
@@ -173,7 +175,9 @@ def _write(path: Path, taken: Sequence[_Taken]) -> None:
             for name, image in zip(names, conversation.images, strict=True):
                 load_image(image, label=conversation.label).save(path.parent / name)
             messages: list[dict[str, Any]] = [
-                {"role": message["role"], "content": _parts(message["content"])}
+                {**message, "content": _parts(message["content"])}
+                if message["role"] == "user"
+                else {**message}
                 for message in conversation.prompt
             ]
             messages.append({"role": "assistant", "content": conversation.answer})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,19 @@ import torch
 
 from nvlm_deploy.backends.protocol import SessionOptions
 from nvlm_deploy.cli.main import run
-from nvlm_deploy.config.training import TrainingConfig
+from nvlm_deploy.config.training import TrainingConfig, read_training_config
 from nvlm_deploy.models.nvlm import Nvlm
 from nvlm_deploy.preprocess import normalize_tiles
 from nvlm_deploy.train.loop import Trainer
 from nvlm_deploy.train.parallel import open_processes
 from nvlm_deploy.train.plan import plan_training
+from nvlm_deploy.train.run import run_training
 from nvlm_deploy.verify.contract import Contract
 from nvlm_deploy.verify.engine_subject import EngineSubject
 from nvlm_deploy.verify.prompts import VerifyPrompt, image_prompts
 from tests.training import settings, write_checkpoint, write_lines
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "nvlm-d-tiny"
 # Activations that stay in floats, so that nothing but the weights is rounded.
 RECIPE = """extends: int4-rtn-g128
 name: weights-alone
@@ -71,3 +74,22 @@ def test_a_healed_students_logits_are_its_engines(tmp_path: Path, lines: Path) -
         plain = np.abs(trained).max()
         # Norms and biases are in BF16 in a checkpoint, and were in FP32 while they were trained.
         assert np.abs(given - trained).max() < 5e-3 * plain
+
+
+def test_divergence_of_the_example_falls_by_half(tmp_path: Path) -> None:
+    """On four pages again and again, so that losses of single steps can be compared."""
+    overrides = [
+        f"model={EXAMPLE}",
+        f"output_dir={tmp_path}",
+        "data.packing=false",
+        "data.sources=[{kind: documents, name: pages, split: train, with_images: true, samples: 4}]",
+        "max_steps=10",
+        "warmup_steps=0",
+        "logging_steps=1",
+        "dataloader_num_workers=0",
+        "peak_tflops=1",
+    ]
+    config, folder = read_training_config("tiny-heal", overrides)
+    run_training(config, folder)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < losses[-1] < losses[0] / 2

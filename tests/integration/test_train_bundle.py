@@ -82,15 +82,15 @@ def test_ids_are_those_of_trainer_calibration_engine_and_contract(bundle: Path, 
     questions = JsonlConversations(path)
     trained = [build_train_sample(questions[number], builder, data) for number in range(len(questions))]
     contract = {prompt.label: prompt for prompt in probe_prompts(Contract(engine), path)}
-    with Engine.open(engine) as opened:
-        for number, sample in enumerate(trained):
-            conversation = questions[number]
-            prompt, _ = opened.preprocess(list(conversation.prompt), list(conversation.images))
-            length = len(prompt.input_ids)
-            assert sample.answered.input_ids[:length].tolist() == prompt.input_ids.tolist()
-            # The contract leaves out the end of the turn, from which nothing is predicted.
-            sequence = contract[f"probe {number + 1}"].sequence
-            assert sample.answered.input_ids[:-1].tolist() == sequence.input_ids.tolist()
+    opened = Engine.open(engine)
+    for number, sample in enumerate(trained):
+        conversation = questions[number]
+        prompt, _ = opened.preprocess(list(conversation.prompt), list(conversation.images))
+        length = len(prompt.input_ids)
+        assert sample.answered.input_ids[:length].tolist() == prompt.input_ids.tolist()
+        # The contract leaves out the end of the turn, from which nothing is predicted.
+        sequence = contract[f"probe {number + 1}"].sequence
+        assert sample.answered.input_ids[:-1].tolist() == sequence.input_ids.tolist()
 
 
 def test_a_run_that_is_not_finished_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,6 @@ HARSH = "int4-rtn-g128"
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj", "down_proj"]}
 
 
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
 def plan_of(checkpoint: Path, lines: Path, output: Path, **changes: Any) -> TrainingPlan:
     values = settings(checkpoint, lines, output, **changes)
     return plan_training(TrainingConfig.model_validate(values), lines.parent)
@@ -52,22 +47,22 @@ def as_engines_have_it(directory: Path, recipe: str) -> Nvlm:
 
 
 @pytest.mark.parametrize("variant", "DXH")
-def test_divergence_falls_by_half(
+def test_gradients_reach_every_rounded_matrix(
     checkpoints: dict[str, Path], lines: Path, tmp_path: Path, variant: str
 ) -> None:
-    heal = {"recipe": HARSH}
-    # The same batch again and again, so that losses of single steps can be compared.
-    train(
-        checkpoints[variant],
-        lines,
-        tmp_path / "out",
-        heal=heal,
-        freeze=[],
-        max_steps=10,
-        per_device_train_batch_size=12,
-    )
-    found = losses(tmp_path / "out")
-    assert 0 < found[-1] < found[0] / 2
+    plan = plan_of(checkpoints[variant], lines, tmp_path, heal={"recipe": HARSH}, freeze=[])
+    with open_processes() as processes:
+        objective = build_objective(plan.config, plan.prepared, 1, processes)
+    objective(collate([[first_sample(plan)]], plan.shape)).total.backward()
+    rounded = {name for name, m in objective.named_modules() if isinstance(m, RoundedLinear)}
+    # The tower, the projector and the decoder of two layers have more than twenty matrices.
+    assert len(rounded) > 20
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is None) == name.startswith("teacher."), name
+    weight = plan.prepared.model.language.layers[0].get_submodule("mlp.up_proj").weight
+    assert isinstance(weight, torch.Tensor)
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
 
 
 def test_the_loss_is_zero_without_rounding_and_grows_with_it(
@@ -80,8 +75,9 @@ def test_the_loss_is_zero_without_rounding_and_grows_with_it(
             objective = build_objective(plan.config, plan.prepared, 1, processes)
         batch = collate([[first_sample(plan)]], plan.shape)
         found[recipe] = float(objective(batch).total.detach())
-    assert abs(found["fp32"]) < 1e-5
-    assert 1e-5 < found["int8"] < found[HARSH]
+    assert abs(found["fp32"]) < 1e-6
+    assert found[HARSH] > 1e-5
+    assert abs(found["int8"]) < found[HARSH] / 10
 
 
 def first_sample(plan: TrainingPlan) -> TrainSample:
@@ -121,13 +117,17 @@ def test_what_was_trained_is_what_the_exported_checkpoint_gives(
 def test_adapters_are_rounded_with_their_weights(
     checkpoints: dict[str, Path], lines: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"heal": {"recipe": HARSH}, "freeze": [], "lora": LORA, "learning_rate": 5e-3}
-    result = train(checkpoints["D"], lines, tmp_path / "out", **options, max_steps=8)
+    options: dict[str, Any] = {
+        "heal": {"recipe": HARSH},
+        "freeze": [],
+        "lora": LORA,
+        "learning_rate": 5e-3,
+        "max_steps": 2,
+    }
+    result = train(checkpoints["D"], lines, tmp_path / "out", **options)
     assert result.output is not None
-    found = losses(tmp_path / "out")
-    assert found[-1] < found[0]
     merge_adapters(checkpoints["D"], result.output, tmp_path / "merged")
-    plan = plan_of(checkpoints["D"], lines, tmp_path / "out", **options, max_steps=8)
+    plan = plan_of(checkpoints["D"], lines, tmp_path / "out", **options)
     with open_processes() as processes:
         trainer = Trainer(plan, processes)
     batch = collate([[first_sample(plan)]], plan.shape)
