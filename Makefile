@@ -43,7 +43,7 @@ $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*
 	@rm -rf $(DEMO)/bundle
 	$(BIN)/nvlm-build engine $(EXAMPLE) --recipe int4-rtn --target cpu-x86 -o $(DEMO)/bundle
 
-heal: $(READY) ## Heal the example checkpoint for INT4 in groups of 128, and count answers before and after (minutes).
+heal: $(READY) ## Heal the example checkpoint for INT4 with one scale a row; count answers before and after (minutes).
 	$(BIN)/python examples/heal.py build/heal
 
 NATIVE := build/native

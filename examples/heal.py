@@ -40,7 +40,7 @@ def main() -> None:
     """Print the three shares, and how much of the loss has come back."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--recipe", default="int4-rtn-g128")
+    parser.add_argument("--recipe", default=str(Path(__file__).with_name("int4-per-channel.yaml")))
     parser.add_argument("--count", type=int, default=300, help="held-out pages")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
     ]
     options.output.mkdir(parents=True, exist_ok=True)
     before = share_right(engine(CHECKPOINT, options.recipe, options.output / "engine"), options.count)
-    print(f"{options.recipe:16} {100 * before:5.1f} %", flush=True)
+    print(f"{Path(options.recipe).stem:16} {100 * before:5.1f} %", flush=True)
     config, folder = read_training_config("tiny-heal", overrides)
     healed = run_training(config, folder).output
     assert healed is not None, "the run was stopped; the same command goes on"
