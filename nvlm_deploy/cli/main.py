@@ -150,6 +150,11 @@ TRAIN = LazyGroup(
         "run": Verb("nvlm_deploy.cli.train", "run", "Train a checkpoint, or go on with a run."),
         "show": Verb("nvlm_deploy.cli.train", "show", "Show one sample as it is trained on."),
         "merge": Verb("nvlm_deploy.cli.train", "merge", "Add adapters to their checkpoint."),
+        "export-bundle": Verb(
+            "nvlm_deploy.cli.train_bundle",
+            "export_bundle",
+            "Put a trained checkpoint, a calibration set and probes of its data into one directory.",
+        ),
         "configs": Verb("nvlm_deploy.cli.train", "configs", "List the training configs, or show one."),
         "bench": Verb(
             "nvlm_deploy.cli.train_bench",
