@@ -125,7 +125,9 @@ void Manifest::read_fields() {
     context_ = top.integer("context");
     prompt_mode_ = top.section("prompt").text("mode");
     top.section("vision").text("model");
-    top.section("llm").text("model");
+    const Fields llm = top.section("llm");
+    llm.text("model");
+    if (llm.has("tiles")) llm.section("tiles").text("model");
     read_files(top.list("files"));
 }
 
