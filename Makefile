@@ -77,14 +77,17 @@ native-sanitized: $(READY) ## Run the native runtime's tests under ASan, LSan an
 	NVLM_SANITIZE=thread $(BIN)/python -m pytest tests/integration/native
 
 FUZZ_SECONDS ?= 400
-FUZZERS := encode image manifest tokenizer_file
+FUZZERS := abi bundle encode image manifest tokenizer_file
 
-fuzz: ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
+fuzz: $(READY) ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
 	@engines/runtime/cmake/onnxruntime_headers.sh build/onnxruntime-headers
 	@cmake -S engines/runtime -B build/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DNVLM_FUZZ=ON \
 	    -DNVLM_SANITIZE=address,undefined -DNVLM_CLI=OFF >/dev/null
-	@cmake --build build/fuzz --parallel
-	@for name in $(FUZZERS); do \
+	@cmake --build build/fuzz --parallel --target $(addprefix fuzz_,$(FUZZERS))
+	@$(BIN)/python engines/runtime/fuzz/seeds.py bundle build/fuzz/bundle
+	@export NVLM_FUZZ_BUNDLE=build/fuzz/bundle; \
+	export NVLM_ONNXRUNTIME_LIBRARY=$$(find $$(cd $(VENV) && pwd)/lib -path '*/onnxruntime/capi/libonnxruntime.so.*' -print -quit); \
+	for name in $(FUZZERS); do \
 	    mkdir -p build/fuzz/corpus/$$name; \
 	    build/fuzz/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 \
 	        -artifact_prefix=build/fuzz/$$name- build/fuzz/corpus/$$name engines/runtime/fuzz/corpus/$$name; \

@@ -13,7 +13,11 @@ target_include_directories(nvlm INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR
                                           $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_features(nvlm INTERFACE c_std_11 cxx_std_17)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
-  target_link_options(nvlm PRIVATE -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/nvlm.map -Wl,--no-undefined)
+  target_link_options(nvlm PRIVATE -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/nvlm.map)
+  if(NOT NVLM_SANITIZE)
+    # The runtime of a sanitizer may come with the program alone.
+    target_link_options(nvlm PRIVATE -Wl,--no-undefined)
+  endif()
   set_target_properties(nvlm PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/nvlm.map)
 endif()
 

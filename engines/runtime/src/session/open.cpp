@@ -46,7 +46,6 @@ Sessions open_sessions(const Bundle& bundle, const SessionOptions& options) {
         Sessions sessions = open_ort_sessions(bundle, options);
         bundle.check_graph("vision", sessions.vision->facts());
         bundle.check_graph("llm", sessions.decoder->facts());
-        if (sessions.tiles) bundle.check_graph("llm.tiles", sessions.tiles->facts());
         check_sizes(bundle, sessions);
         return sessions;
     }

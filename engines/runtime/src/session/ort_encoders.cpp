@@ -3,6 +3,8 @@
 
 #include "session/ort_encoders.hpp"
 
+#include <utility>
+
 #include "error.hpp"
 #include "session/ort_run.hpp"
 
@@ -61,21 +63,24 @@ class OrtVisionSession final : public VisionSession {
 
 class OrtTileSession final : public TileSession {
   public:
-    OrtTileSession(const OrtLibrary& library, const std::string& path, const SessionOptions& options)
-        : graph_(library, path, options), token_(graph_.input("visual_tokens")) {
+    OrtTileSession(const OrtLibrary& library, const Bundle& bundle, const SessionOptions& options)
+        : graph_(library, bundle.manifest.model_path("llm.tiles"), options) {
+        bundle.check_graph("llm.tiles", graph_.facts());
+        const std::string path = bundle.manifest.model_path("llm.tiles");
+        token_ = graph_.input("visual_tokens");
         floats_per_tile_ = elements(token_, 1);
         if (token_.shape.size() != 3 || token_.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
             throw Error(Status::failure, path + " is no graph of tiles", "build the bundle again");
         }
         for (const OrtPort& port : graph_.outputs()) {
-            const bool numbers = port.name == "tiles";
-            kv_heads_ = numbers ? kv_heads_ : port.shape.empty() ? 0 : port.shape[0];
-            if (port.shape.size() != (numbers ? 1U : 3U) || (!numbers && kv_heads_ < 1) ||
-                port.type !=
-                    (numbers ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)) {
+            const bool is_index = port.name == "tiles";
+            const auto type =
+                is_index ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+            if (port.type != type || port.shape.size() != (is_index ? 1U : 3U)) {
                 throw Error(Status::failure, path + ": " + port.name + " is nothing that tiles have",
                             "build the bundle again");
             }
+            if (!is_index) kv_heads_ = elements({port.name, port.type, {port.shape[0]}}, 0);
             names_.push_back(port.name.c_str());
         }
     }
@@ -106,7 +111,7 @@ class OrtTileSession final : public TileSession {
   private:
     TileStates take(std::vector<OrtPtr<OrtValue>> values) const {
         TileStates states;
-        states.kv_heads = static_cast<std::size_t>(kv_heads_);
+        states.kv_heads = kv_heads_;
         for (std::size_t i = 0; i < values.size(); ++i) {
             const std::string name = names_[i];
             if (name == "tiles") {
@@ -137,7 +142,7 @@ class OrtTileSession final : public TileSession {
     OrtGraph graph_;
     OrtPort token_;
     std::size_t floats_per_tile_ = 0;
-    std::int64_t kv_heads_ = 0;
+    std::size_t kv_heads_ = 0;
     std::vector<const char*> names_;
 };
 
@@ -148,9 +153,9 @@ std::unique_ptr<VisionSession> open_ort_vision(const OrtLibrary& library, const 
     return std::make_unique<OrtVisionSession>(library, path, options);
 }
 
-std::unique_ptr<TileSession> open_ort_tiles(const OrtLibrary& library, const std::string& path,
+std::unique_ptr<TileSession> open_ort_tiles(const OrtLibrary& library, const Bundle& bundle,
                                             const SessionOptions& options) {
-    return std::make_unique<OrtTileSession>(library, path, options);
+    return std::make_unique<OrtTileSession>(library, bundle, options);
 }
 
 }  // namespace nvlm

@@ -99,7 +99,7 @@ Sessions open_ort_sessions(const Bundle& bundle, const SessionOptions& options) 
     sessions.vision = open_ort_vision(library, manifest.model_path("vision"), options);
     sessions.decoder = std::make_unique<OrtDecoderSession>(library, manifest.model_path("llm"), options);
     if (bundle.config.variant != 'D') {
-        sessions.tiles = open_ort_tiles(library, manifest.model_path("llm.tiles"), options);
+        sessions.tiles = open_ort_tiles(library, bundle, options);
     }
     return sessions;
 }
