@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo native test test-unit test-integration test-memory test-train test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
+.PHONY: help setup demo heal native test test-unit test-integration test-memory test-train test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +42,9 @@ demo: $(DEMO)/bundle/manifest.json ## Build the INT4 engine of the example check
 $(DEMO)/bundle/manifest.json: $(READY) $(wildcard $(EXAMPLE)/*.json $(EXAMPLE)/*.safetensors) $(SOURCES)
 	@rm -rf $(DEMO)/bundle
 	$(BIN)/nvlm-build engine $(EXAMPLE) --recipe int4-rtn --target cpu-x86 -o $(DEMO)/bundle
+
+heal: $(READY) ## Heal the example checkpoint for INT4 with one scale a row; count answers before and after (minutes).
+	$(BIN)/python examples/heal.py build/heal
 
 NATIVE := build/native
 

@@ -3,8 +3,8 @@
     python examples/cross_attention/train.py --variant X --work /tmp/nvlm-x-tiny
 
 As in the paper, tower and language model are there already, and what is new are the cross-attention layers
-and the projector: they are trained alone first, on one tile, then with the language model, on pages of up to
-six tiles and a thumbnail. Killed runs continue from the last saved state.
+and the projector. With the tower frozen, pages of one tile come first, then questions about pages of up to
+six tiles and a thumbnail; then everything is trained. Killed runs continue from the last saved state.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from nvlm_deploy.train.stage import StageProgress, StageSettings, run_stage
 PARTS = Path(__file__).parent.parent / "nvlm-d-tiny"
 SHARD_BYTES = 4_000_000
 PAGES_PER_STAGE = 10_000_000
+# Of the stages below, as the examples were trained.
+STEPS = {"X": (400, 1500, 1100, 1000, 1000), "H": (400, 1500, 1100, 500, 750)}
 # Pages that the NVLM-D example was not trained on.
 FIRST_PAGE = 100_000_000
 
@@ -49,20 +51,23 @@ class Stage:
 
 
 def stages(steps: tuple[int, ...]) -> tuple[Stage, ...]:
-    align, answer, settle = steps
+    transcribe, answer, settle, reread, finish = steps
+    documents = (24, 4, 0.0, 8, (*KINDS, "corners", "receipt", "table"))
     return (
         Stage(
-            StageSettings("transcribe", align, 1e-3, 8e-4, 50, 0.0, freeze=("vision",)),
+            StageSettings("transcribe", transcribe, 1e-3, 8e-4, 50, 0.0, freeze=("vision",)),
             *(48, 1, 1.0, 1, ("lines", "sign")),
         ),
         Stage(
             StageSettings("answer", answer, 8e-4, 2e-4, 50, 0.0, freeze=("vision",)),
             *(24, 4, 0.3, 8, (*KINDS, "corners", "lines")),
         ),
+        Stage(StageSettings("settle", settle, 4e-4, 5e-6, 30, 0.1), *documents),
         Stage(
-            StageSettings("settle", settle, 4e-4, 5e-6, 30, 0.1),
-            *(24, 4, 0.0, 8, (*KINDS, "corners", "receipt", "table")),
+            StageSettings("reread", reread, 8e-4, 4e-4, 30, 0.1),
+            *(48, 1, 1.0, 1, ("lines", "sign")),
         ),
+        Stage(StageSettings("finish", finish, 5e-4, 5e-6, 30, 0.1), *documents),
     )
 
 
@@ -168,7 +173,7 @@ def main() -> None:
         "--work", type=Path, required=True, help="state and log; the result is WORK/checkpoint"
     )
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--steps", type=int, nargs=3, default=(400, 2500, 600))
+    parser.add_argument("--steps", type=int, nargs=5, help="default: as the example was trained")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
     directory = options.work / "checkpoint"
@@ -178,7 +183,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     run = Run(options.work, config, model, GlyphHead(config.language.hidden_size))
     run.restore()
-    run.train(stages(tuple(options.steps)))
+    run.train(stages(tuple(options.steps or STEPS[options.variant])))
     for old in directory.glob("model*"):
         old.unlink()
     save_model(model.state_dict(), config, directory, max_shard_bytes=SHARD_BYTES)

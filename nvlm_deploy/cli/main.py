@@ -92,6 +92,21 @@ BENCH = LazyGroup(
             "shapes",
             "Measure engines against transformers on random weights of a named shape.",
         ),
+        "latency": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "latency",
+            "Time an engine, stage by stage, beside the machine's limits.",
+        ),
+        "compare": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "compare",
+            "Compare two reports of latency; exit 4 if the second is slower.",
+        ),
+        "limits": Verb(
+            "nvlm_deploy.cli.bench_latency",
+            "limits",
+            "Measure what this machine can do at most.",
+        ),
         "plans": Verb(
             "nvlm_deploy.cli.bench_plans",
             "plans",
@@ -135,6 +150,11 @@ TRAIN = LazyGroup(
         "run": Verb("nvlm_deploy.cli.train", "run", "Train a checkpoint, or go on with a run."),
         "show": Verb("nvlm_deploy.cli.train", "show", "Show one sample as it is trained on."),
         "merge": Verb("nvlm_deploy.cli.train", "merge", "Add adapters to their checkpoint."),
+        "export-bundle": Verb(
+            "nvlm_deploy.cli.train_bundle",
+            "export_bundle",
+            "Put a trained checkpoint, a calibration set and probes of its data into one directory.",
+        ),
         "configs": Verb("nvlm_deploy.cli.train", "configs", "List the training configs, or show one."),
         "bench": Verb(
             "nvlm_deploy.cli.train_bench",

@@ -19,7 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_STOPPED = 143
 
 
-def _overrides(command: Command) -> Command:
+def overriding(command: Command) -> Command:
+    """The option that changes values of a config."""
     return click.option(
         "--set",
         "overrides",
@@ -31,7 +32,7 @@ def _overrides(command: Command) -> Command:
 
 @click.command()
 @click.argument("config", metavar="CONFIG")
-@_overrides
+@overriding
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def run(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> int | None:
@@ -50,7 +51,7 @@ def run(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     settings, folder = read_training_config(config, overrides)
     if dry_run:
-        _print_plan(_plan(config, overrides), as_json)
+        _print_plan(plan_of(config, overrides), as_json)
         return None
     with progress_bars() as progress:
         result = run_training(settings, folder, progress)
@@ -66,7 +67,7 @@ def run(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -
 
 @click.command()
 @click.argument("config", metavar="CONFIG")
-@_overrides
+@overriding
 @click.option("--sample", "number", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "-o", "--output", metavar="FILE.png", type=click.Path(path_type=Path), help="Write the tiles here."
@@ -80,7 +81,7 @@ def show(config: str, overrides: tuple[str, ...], number: int, output: Path | No
     from nvlm_deploy.cli.output import print_json
     from nvlm_deploy.train.show import show_sample, spans, tile_picture
 
-    plan = _plan(config, overrides)
+    plan = plan_of(config, overrides)
     sample = show_sample(plan, number)
     found = spans(plan.dataset().builder.tokenizer, sample)
     if output is not None:
@@ -139,7 +140,8 @@ def configs(name: str | None, as_json: bool) -> None:
     print_table([(each.name, each.description) for each in found])
 
 
-def _plan(config: str, overrides: tuple[str, ...]) -> TrainingPlan:
+def plan_of(config: str, overrides: tuple[str, ...]) -> TrainingPlan:
+    """A config as the command line gives it, held against its model and data."""
     import os
 
     from nvlm_deploy.config.training import read_training_config

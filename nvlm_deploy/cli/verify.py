@@ -22,6 +22,7 @@ class VerifyCommand:
     against: Path
     samples: int | None
     quick: bool
+    probes: Path | None
     page: Path | None
     device: str
     reference_device: str | None
@@ -46,6 +47,12 @@ class VerifyCommand:
     help=f"Questions about images; {_SAMPLES} by default.",
 )
 @click.option("--quick", is_flag=True, help=f"A first look: {_QUICK_SAMPLES} questions.")
+@click.option(
+    "--probes",
+    metavar="FILE.jsonl",
+    type=click.Path(path_type=Path),
+    help="Ask these questions instead of generated ones: those of nvlm-train export-bundle, or your own.",
+)
 @click.option(
     "--report",
     "page",
@@ -85,9 +92,13 @@ def verify(**options: Any) -> None:
     command = VerifyCommand(**options)
     if command.quick and command.samples is not None:
         raise UsageError("--quick and --samples exclude each other")
+    if command.probes is not None and (command.quick or command.samples is not None):
+        raise UsageError("--probes says what is asked: leave out --quick and --samples")
     samples = command.samples or (_QUICK_SAMPLES if command.quick else _SAMPLES)
     reference = command.reference_device or command.device
-    wanted = VerifyOptions(samples, reference, command.threads, command.memory, command.device)
+    wanted = VerifyOptions(
+        samples, reference, command.threads, command.memory, command.device, command.probes
+    )
     with progress_bars() as progress:
         report = run_verification(command.subject, command.against, wanted, progress)
     print_json(report.to_dict()) if command.as_json else _print_report(report)

@@ -42,6 +42,19 @@ class LoraSection(Section):
     bias: Literal["none"] = "none"
 
 
+class HealSection(Section):
+    """Training with a recipe's quantizers before the weights, towards a teacher in full precision.
+
+    `teacher` is a checkpoint, by default the one that training starts from. The loss is the KL divergence of
+    predictions at `temperature`, and `cross_entropy_weight` times the cross-entropy of the answers.
+    """
+
+    recipe: _Text = Field(description="a recipe's name, or a .yaml file")
+    teacher: _Text | None = None
+    temperature: Annotated[Number, Field(gt=0)] = 1.0
+    cross_entropy_weight: _Rate = 0.0
+
+
 class DataSection(Section):
     """What is shown, and how it becomes sequences of at most `max_length` tokens.
 
@@ -49,6 +62,7 @@ class DataSection(Section):
     per image without thumbnail, at most the model's own; a sample that is too long gets fewer
     (12 > 8 > 6 > 4 > 2 > 1). `packing` fills each sequence with several samples, chosen among
     `packing_buffer` that are read ahead; `max_tiles_per_sequence` limits the tiles of such a sequence.
+    `held_out` conversations of each source are never trained on: `export-bundle` makes probes of them.
     """
 
     blend: _Text | None = None
@@ -59,6 +73,7 @@ class DataSection(Section):
     packing_buffer: _Count = 64
     max_tiles_per_sequence: _Count | None = None
     tokenization: Literal["hf", "megatron"] = "hf"
+    held_out: int = Field(default=0, ge=0)
     max_skipped: int = Field(default=100, ge=0, description="bad samples by process; one more is an error")
 
     @model_validator(mode="after")
@@ -84,6 +99,7 @@ class TrainingConfig(Section):
     data: DataSection
     freeze: list[_Text] = Field(default_factory=list)
     lora: LoraSection | None = None
+    heal: HealSection | None = None
 
     max_steps: int = Field(default=-1, ge=-1)
     num_train_epochs: Annotated[Number, Field(gt=0)] = 1.0
@@ -128,6 +144,14 @@ class TrainingConfig(Section):
             )
         if self.lora is not None and self.freeze:
             raise ValueError("with lora all but the adapters is frozen: leave out freeze")
+        if self.heal is not None and self.tensor_parallel_size > 1:
+            raise ValueError(
+                "heal needs tensor_parallel_size 1: groups of a matrix that is split have other scales"
+            )
+        if self.heal is not None and self.lora is not None and self.lora.lora_dropout:
+            raise ValueError(
+                "heal rounds weights with their adapters, which cannot be dropped: lora_dropout is 0"
+            )
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("both warmup_steps and warmup_ratio are given: one of them is enough")
         return self

@@ -185,6 +185,8 @@ class LanguageDecoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.round_head: Callable[[Tensor], Tensor] | None = None
+        """What a shared embedding goes through where it is the head, in training with quantizers."""
 
     def forward(
         self,
@@ -218,5 +220,6 @@ class LanguageDecoder(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, vocabulary]."""
         if self.config.tie_word_embeddings:
-            return F.linear(hidden_BTD, self.embed_tokens.weight)
+            table: Tensor = self.embed_tokens.weight
+            return F.linear(hidden_BTD, table if self.round_head is None else self.round_head(table))
         return self.lm_head(hidden_BTD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from nvlm_deploy.models.cross_attention import TileMemory
@@ -34,5 +35,9 @@ class NvlmH(Nvlm):
         """Tags and visual tokens of the regular tiles, row by row; None if there are none."""
         assert self.config.cross_attention is not None, "an NVLM-H has cross-attention"
         return tiles.tagged_memory(
-            visual, look_up or self.language.embed_tokens, self.config.cross_attention.bind_tags
+            visual, look_up or self._exact_embedding, self.config.cross_attention.bind_tags
         )
+
+    def _exact_embedding(self, ids: Tensor) -> Tensor:
+        """The table's own rows: tags among keys are in full precision, whatever text is looked up in."""
+        return F.embedding(ids, self.language.embed_tokens.weight)

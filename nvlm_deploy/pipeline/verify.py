@@ -60,7 +60,7 @@ class VerifyOptions:
     """How much is looked at, and how.
 
     samples: questions about images, at least 5. device: of the PyTorch reference. threads, memory and
-    engine_device are the engine's, as in `nvlm-build run`.
+    engine_device are the engine's, as in `nvlm-build run`. probes: a JSONL file of questions to ask instead.
     """
 
     samples: int = DEFAULT_SAMPLES
@@ -68,6 +68,7 @@ class VerifyOptions:
     threads: int | None = None
     memory: Literal["fast", "mapped"] = "fast"
     engine_device: str = "cpu"
+    probes: Path | None = None
 
     def __post_init__(self) -> None:
         if self.samples < LEAST_SAMPLES:
@@ -102,7 +103,7 @@ def verify_bundle(
     weights = _open_reference(against, manifest.checkpoint_fingerprint, bundle)
     limits = _thresholds(manifest.recipe, bundle / MANIFEST_NAME)
     contract = Contract(bundle, manifest.prompt.mode)
-    prompts = PromptSet.make(contract, options.samples)
+    prompts = _prompts(contract, options)
     reference = _reference(weights, prompts, options.device, progress)
     # Looking into the graphs opens them once more, so it comes before the engine is opened.
     states = subject.states(*prompts.probed_prompts(reference))
@@ -143,7 +144,7 @@ def verify_checkpoint(
     made = QuantizationRecord.read(quantized)
     recipe = made.recipe()
     weights = _open_reference(against, made.fingerprint, quantized)
-    prompts = PromptSet.make(Contract(against), options.samples)
+    prompts = _prompts(Contract(against), options)
     reference = _reference(weights, prompts, options.device, progress)
     subject = CheckpointSubject(quantized, open_device(options.device), progress)
     states, logits = subject.states(*prompts.probed_prompts(reference)), subject.logits(prompts.all)
@@ -178,6 +179,11 @@ def verify(
     if (against / KIT_NAME).exists():
         from nvlm_deploy.pipeline.verify_kit import verify_with_kit
 
+        if options.probes is not None:
+            raise UsageError(
+                f"{against} is a kit, which has its own probes",
+                hint="leave --probes out, or give --against the checkpoint",
+            )
         return verify_with_kit(subject, against)
     open_device(options.device)
     if (subject / MANIFEST_NAME).exists():
@@ -189,6 +195,12 @@ def verify(
         f"no {QUANT_CONFIG_NAME}",
         hint="make one with nvlm-build engine or nvlm-build quantize",
     )
+
+
+def _prompts(contract: Contract, options: VerifyOptions) -> PromptSet:
+    if options.probes is not None:
+        return PromptSet.from_file(contract, options.probes)
+    return PromptSet.make(contract, options.samples)
 
 
 def _open_reference(against: Path, fingerprint: str, subject: Path) -> ModelWeights:

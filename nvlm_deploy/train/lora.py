@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvlm_deploy.config.training import LoraSection
 from nvlm_deploy.errors import NvlmError, UnsuitableError, UsageError
@@ -57,6 +58,24 @@ def add_adapters(model: Nvlm, lora: LoraSection, base: str) -> PeftModel:
         if not any(module.endswith(name) for module, _ in model.named_modules()):
             raise UsageError(f"lora.modules_to_save: no module is called '{name}'", hint=_targets_hint(model))
     return wrapped
+
+
+def add_to_weights(wrapped: PeftModel, multiply: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+    """Let linears multiply with the sum of weight and adapter at once, as they will when both are merged.
+
+    Args:
+        multiply: gets a linear, its inputs, and what to multiply them with instead of its weight [N, K].
+    """
+    with _peft():
+        from peft.tuners.lora import Linear
+
+    def sum_of(layer: Any, x: Tensor) -> Tensor:
+        base = layer.get_base_layer()
+        return multiply(base, x, base.weight + layer.get_delta_weight(_ADAPTER))
+
+    for module in wrapped.modules():
+        if isinstance(module, Linear):
+            module.forward = partial(sum_of, module)  # type: ignore[method-assign]
 
 
 def checkpoint_name(name: str) -> str:
@@ -134,5 +153,5 @@ def _peft() -> Iterator[None]:
 
 
 def _targets_hint(model: Nvlm) -> str:
-    linears = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     return "linears end in " + ", ".join(sorted(linears))

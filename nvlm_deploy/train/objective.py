@@ -42,23 +42,34 @@ class AnswerObjective(nn.Module):
         self.num_sources, self.recompute = num_sources, recompute
 
     def forward(self, batch: TrainBatch) -> LossSums:
-        visual = self.model.encode_tiles(batch.pixels_N3SS)
-        hidden_BTD = self.model.hidden_states(
-            batch.ids_BT, visual, batch.visual_mask_BT, tiles=batch.tiles, packing=batch.packing
-        )
         counted_BT = batch.targets_BT != IGNORED_LABEL
-        losses_C = self._losses(hidden_BTD[counted_BT], batch.targets_BT[counted_BT])
+        losses_C = self._in_chunks(*self.counted(batch))
         sources_C = batch.sources_BT[counted_BT]
         sums = losses_C.new_zeros(self.num_sources).index_add(0, sources_C, losses_C.detach())
         tokens = torch.bincount(sources_C, minlength=self.num_sources)
         return LossSums(losses_C.sum(), sums, tokens)
 
-    def _losses(self, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        if not self.recompute:
-            return self._chunk(hidden_CD, targets_C)
-        chunks = zip(hidden_CD.split(_CHUNK), targets_C.split(_CHUNK), strict=True)
-        return torch.cat([checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks])
+    def counted(self, batch: TrainBatch) -> tuple[Tensor, ...]:
+        """What losses are made of, a row for each position that counts: hidden states [C, D], targets [C]."""
+        counted_BT = batch.targets_BT != IGNORED_LABEL
+        return self.hidden_states(self.model, batch), batch.targets_BT[counted_BT]
 
-    def _chunk(self, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+    def losses(self, *counted: Tensor) -> Tensor:
+        """The loss of each position [C], float32, from rows of `counted`."""
+        hidden_CD, targets_C = counted
         logits = self.model.language.logits(hidden_CD)
         return F.cross_entropy(logits.float(), targets_C, reduction="none")
+
+    def hidden_states(self, model: Nvlm, batch: TrainBatch) -> Tensor:
+        """What a model makes of the positions that count, [C, D]."""
+        visual = model.encode_tiles(batch.pixels_N3SS)
+        hidden_BTD = model.hidden_states(
+            batch.ids_BT, visual, batch.visual_mask_BT, tiles=batch.tiles, packing=batch.packing
+        )
+        return hidden_BTD[batch.targets_BT != IGNORED_LABEL]
+
+    def _in_chunks(self, *counted: Tensor) -> Tensor:
+        if not self.recompute:
+            return self.losses(*counted)
+        chunks = zip(*(each.split(_CHUNK) for each in counted), strict=True)
+        return torch.cat([checkpoint(self.losses, *chunk, use_reentrant=False) for chunk in chunks])

@@ -106,19 +106,21 @@ def open_processes(tensor_parallel: int = 1) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def spread(objective: nn.Module, model: Nvlm, processes: Processes, bf16: bool) -> None:
-    """Turn the parameters into shards, in place; the model is on the meta device.
+def spread(objective: nn.Module, models: Sequence[Nvlm], processes: Processes, bf16: bool) -> None:
+    """Turn the parameters of an objective's models into shards, in place; they are on the meta device.
 
     Every layer is a unit of its own, gathered when it computes; what is left belongs to the whole.
     """
     if processes.mesh is None:
         return
     if processes.tensor_parallel > 1:
-        _split_decoder(model, processes.mesh["tp"])
+        for model in models:
+            _split_decoder(model, processes.mesh["tp"])
     if processes.data_parallel == 1:
         return
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
-    for unit in (*model.vision.layers, *model.language.layers, objective):
+    layers = [layer for model in models for layer in (*model.vision.layers, *model.language.layers)]
+    for unit in (*layers, objective):
         fully_shard(unit, mesh=processes.mesh["dp"], mp_policy=precision)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvlm_deploy.calibration.sources import ConversationSource
 from nvlm_deploy.config.blend import DataSource
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.config.training import TrainingConfig
@@ -18,7 +17,7 @@ from nvlm_deploy.preprocess.prompt_builder import PromptBuilder
 from nvlm_deploy.preprocess.tokenizer import Tokenizer
 from nvlm_deploy.train.build import Prepared, model_directory, prepare_model
 from nvlm_deploy.train.data.order import BlendOrder
-from nvlm_deploy.train.data.sources import blend_sources, open_data_source, source_length
+from nvlm_deploy.train.data.sources import TrainingPart, blend_sources, open_data_source, source_length
 from nvlm_deploy.train.data.stream import SampleDataset
 
 
@@ -34,7 +33,7 @@ class TrainingPlan:
     shape: NvlmConfig
     prepared: Prepared
     sources: Sequence[DataSource]
-    opened: Sequence[ConversationSource]
+    opened: Sequence[TrainingPart]
     total_steps: int
     world: int
     trained: dict[str, int]
@@ -54,7 +53,7 @@ class TrainingPlan:
 
     def order(self) -> BlendOrder:
         """The blend's order, from its beginning."""
-        lengths = [source_length(s, opened) for s, opened in zip(self.sources, self.opened, strict=True)]
+        lengths = [len(part) for part in self.opened]
         return BlendOrder([source.weight for source in self.sources], lengths, self.config.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +71,7 @@ class TrainingPlan:
             "trained": self.trained,
             "frozen": self.frozen,
             "sources": [
-                {"name": s.name, "kind": s.kind, "samples": source_length(s, o), "weight": s.weight}
+                {"name": s.name, "kind": s.kind, "samples": len(o), "weight": s.weight}
                 for s, o in zip(self.sources, self.opened, strict=True)
             ],
             "memory_per_process": self.memory,
@@ -94,11 +93,11 @@ def plan_training(config: TrainingConfig, config_dir: Path, world: int = 1) -> T
         )
     prepared = prepare_model(config, shape)
     sources, base_dir = blend_sources(config.data, config_dir)
-    opened = [open_data_source(source, shape.tile_size, base_dir) for source in sources]
+    opened = [_open(source, shape, base_dir, config) for source in sources]
     replicas = world // config.tensor_parallel_size
     total_steps = config.max_steps
     if total_steps < 0:
-        samples = sum(source_length(s, o) for s, o in zip(sources, opened, strict=True))
+        samples = sum(len(part) for part in opened)
         total_steps = math.ceil(config.num_train_epochs * samples / (config.samples_per_device * replicas))
     trained, frozen = _count(prepared.model)
     return TrainingPlan(
@@ -111,8 +110,14 @@ def plan_training(config: TrainingConfig, config_dir: Path, world: int = 1) -> T
         world=world,
         trained=trained,
         frozen=frozen,
-        memory=_memory(config, shape, sum(trained.values()), sum(frozen.values()), world),
+        memory=_memory(config, prepared, sum(trained.values()), sum(frozen.values()), world),
     )
+
+
+def _open(source: DataSource, shape: NvlmConfig, base_dir: Path, config: TrainingConfig) -> TrainingPart:
+    opened = open_data_source(source, shape.tile_size, base_dir)
+    length = source_length(source, opened)
+    return TrainingPart.split(opened, source.name, length, config.data.held_out, config.seed)
 
 
 def _count(model: Nvlm) -> tuple[dict[str, int], dict[str, int]]:
@@ -130,10 +135,10 @@ def _count(model: Nvlm) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _memory(
-    config: TrainingConfig, shape: NvlmConfig, trained: int, frozen: int, world: int
+    config: TrainingConfig, prepared: Prepared, trained: int, frozen: int, world: int
 ) -> dict[str, int]:
-    """FP32 weights, gradients and two moments of what is trained; frozen weights; activations."""
-    language = shape.language
+    """FP32 weights, gradients and two moments of what is trained; frozen weights; a teacher; activations."""
+    language = prepared.model.config.language
     tokens = config.per_device_train_batch_size * config.data.max_length
     element = 2 if config.bf16 else 4
     # Of a layer are kept: the inputs of its linears and norms, or its own input alone.
@@ -143,9 +148,13 @@ def _memory(
         if config.gradient_checkpointing
         else (kept * language.num_layers)
     )
+    teacher = {}
+    if prepared.teacher is not None:
+        teacher["teacher"] = element * sum(p.numel() for p in prepared.teacher.parameters()) // world
     return {
         "weights": (4 * trained + element * frozen) // world,
         "gradients": 4 * trained // world,
         "optimizer": 8 * trained // world,
+        **teacher,
         "activations": tokens * element * layers // config.tensor_parallel_size,
     }

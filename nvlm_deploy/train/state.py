@@ -133,6 +133,29 @@ def find_checkpoint(output: Path, config: TrainingConfig) -> Path | None:
     return found[-1] if found else None
 
 
+def finished_run(config: TrainingConfig, total_steps: int) -> Path:
+    """What a run has exported: a checkpoint, or adapters.
+
+    Raises:
+        UsageError: there is no such run, it is not finished, or it had other settings; names what differs.
+    """
+    if config.output_dir is None:
+        raise UsageError("the config names no output_dir", hint="--set output_dir=DIRECTORY")
+    output = Path(config.output_dir).expanduser()
+    exported = output / ("final" if config.lora is None else "adapter")
+    found = _checkpoints(output)
+    if not found or not exported.is_dir():
+        raise UsageError(f"{output} holds no finished run", hint="train it first: nvlm-train run CONFIG")
+    run = _read(found[-1] / "run.json")
+    _check_config(run["config"], config, found[-1])
+    if run["step"] != total_steps:
+        raise UsageError(
+            f"{output} has come to step {run['step']:,} of {total_steps:,}",
+            hint="the same nvlm-train run goes on",
+        )
+    return exported
+
+
 def remove_remains(output: Path) -> None:
     """Remove what a killed run has left half written."""
     for path in output.glob("checkpoint-*.tmp"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nvlm_deploy.config.model import NvlmConfig
 from nvlm_deploy.verify.checks import TaskRow
@@ -18,7 +19,9 @@ from nvlm_deploy.verify.compare import (
     mean_figures,
 )
 from nvlm_deploy.verify.contract import Contract
+from nvlm_deploy.verify.probe_file import probe_prompts
 from nvlm_deploy.verify.prompts import (
+    IMAGE_ROWS,
     ROW_OF_KIND,
     VerifyPrompt,
     image_prompts,
@@ -70,13 +73,33 @@ class PromptSet:
         )
         asked = (*about_images, *about_texts)
         places = [i for i, prompt in enumerate(asked) if prompt.row == "position"][: max(1, images // 8)]
+        return cls._of(contract, asked, images, places)
+
+    @classmethod
+    def from_file(cls, contract: Contract, path: Path) -> PromptSet:
+        """Those of a JSONL file; texts are generated ones if the file has none.
+
+        Raises:
+            UsageError, NvlmError: as `probe_prompts`.
+        """
+        asked = probe_prompts(contract, path)
+        images = sum(prompt.image is not None for prompt in asked)
+        if images == len(asked):
+            asked += text_prompts(contract, max(2, images // 4))
+        several = [i for i in range(images) if contract.exchangeable(len(asked[i].sequence.tiles)) > 1]
+        return cls._of(contract, tuple(asked), images, several[: max(1, images // 8)])
+
+    @classmethod
+    def _of(
+        cls, contract: Contract, asked: tuple[VerifyPrompt, ...], images: int, places: Sequence[int]
+    ) -> PromptSet:
         # Two neighbors, and the first tile with the thumbnail, or with the last that has its tag among keys.
         swapped = [
             (number, with_swapped_tags(contract, asked[number], 0, second))
             for number in places
             for second in (1, contract.exchangeable(len(asked[number].sequence.tiles)) - 1)
         ]
-        texts = range(images, images + _PROBED_TEXTS)
+        texts = range(images, min(images + _PROBED_TEXTS, len(asked)))
         return cls(asked, tuple(swapped), (*range(min(images, _PROBED_IMAGES)), *texts))
 
     @property
@@ -128,7 +151,7 @@ def measure(config: NvlmConfig, prompts: PromptSet, reference: WalkResult, found
 def task_rows(examples: Sequence[Example]) -> tuple[TaskRow, ...]:
     """Right answers by row; prompts without an image are no part of the task set."""
     rows = {}
-    for name in dict.fromkeys(ROW_OF_KIND.values()):
+    for name in IMAGE_ROWS:
         of_row = [example for example in examples if example.row == name]
         if of_row:
             right = sum(e.reference_right for e in of_row), sum(e.subject_right for e in of_row)

@@ -20,7 +20,7 @@ from nvlm_deploy.preprocess.prompt import CrossPrompt
 from nvlm_deploy.synthetic.documents import Document, Exchange, document
 from nvlm_deploy.verify.contract import Contract, ContractPrompt
 
-Row = Literal["ocr", "table", "chart", "position", "text"]
+Row = Literal["ocr", "table", "chart", "position", "probe", "text"]
 # Rows of the report that have images, and the kinds of generated documents in them.
 ROW_OF_KIND: dict[str, Row] = {
     "sign": "ocr",
@@ -29,6 +29,8 @@ ROW_OF_KIND: dict[str, Row] = {
     "corners": "position",
     "receipt": "ocr",
 }
+# All rows with images; those of questions from a file come last.
+IMAGE_ROWS: tuple[Row, ...] = (*dict.fromkeys(ROW_OF_KIND.values()), "probe")
 # Pages of the held-out split from here on: what is evaluated elsewhere starts at 0.
 FIRST_PAGE = 100_000
 _PROBED_POSITIONS = 48
@@ -80,7 +82,7 @@ def image_prompts(contract: Contract, count: int) -> list[VerifyPrompt]:
 def image_prompt(contract: Contract, kind: str, index: int) -> VerifyPrompt:
     """A question about the held-out page `index` of one kind."""
     page = document("heldout", index, contract.side, (kind,))
-    return _prompt(contract, f"{kind} {index}", ROW_OF_KIND[kind], _exchange(page, index), page.image)
+    return make_prompt(contract, f"{kind} {index}", ROW_OF_KIND[kind], _exchange(page, index), page.image)
 
 
 def text_prompts(contract: Contract, count: int) -> list[VerifyPrompt]:
@@ -90,7 +92,7 @@ def text_prompts(contract: Contract, count: int) -> list[VerifyPrompt]:
         page = document("heldout", index, contract.side)
         asked = _exchange(page, index)
         exchange = Exchange(f"{page.transcript}\n{asked.question}", asked.answer)
-        prompts.append(_prompt(contract, f"text {index}", "text", exchange, None))
+        prompts.append(make_prompt(contract, f"text {index}", "text", exchange, None))
     return prompts
 
 
@@ -99,14 +101,14 @@ def with_swapped_tags(contract: Contract, prompt: VerifyPrompt, first: int, seco
     tags = contract.tags(len(prompt.sequence.tiles))
     tags[first], tags[second] = tags[second], tags[first]
     label = f"{prompt.label}, tags {first + 1} and {second + 1} swapped"
-    return _prompt(contract, label, prompt.row, prompt.exchange, prompt.image, tags)
+    return make_prompt(contract, label, prompt.row, prompt.exchange, prompt.image, tags)
 
 
 def _exchange(page: Document, index: int) -> Exchange:
     return random.Random(f"verify-{index}").choice(page.exchanges)
 
 
-def _prompt(
+def make_prompt(
     contract: Contract,
     label: str,
     row: Row,
@@ -114,6 +116,7 @@ def _prompt(
     image: Image.Image | None,
     tags: Sequence[str] | None = None,
 ) -> VerifyPrompt:
+    """The sequence of one question and its right answer; `tags` are the contract's unless given."""
     side = contract.side
     tiles = np.empty((0, side, side, 3), np.uint8) if image is None else contract.tiles(image)
     if tags is None:
@@ -132,8 +135,8 @@ def _prompt(
         prompt_length=length,
         cross=_cross(prompt),
     )
-    # Questions about positions are compared from the image on: the tags act there first.
-    first = prompt.text_start if row == "position" else length - 1
+    # Questions whose tags are exchanged are compared from the image on: the tags act there first.
+    first = prompt.text_start if row in ("position", "probe") else length - 1
     positions = np.arange(first, len(input_ids))
     return VerifyPrompt(label, row, exchange, image, sequence, answer_ids, positions)
 

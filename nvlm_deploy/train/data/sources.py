@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm_deploy.calibration.conversation import Conversation
 from nvlm_deploy.calibration.sources import ConversationSource, existing_source, open_source
 from nvlm_deploy.config.blend import DataSource, DocumentsData, LlavaData, WebDatasetData, read_blend
 from nvlm_deploy.config.training import DataSection
@@ -45,6 +48,43 @@ def open_data_source(source: DataSource, tile_size: int, base_dir: Path) -> Conv
         return open_source(source, tile_size, base_dir)
     except NvlmError as error:
         raise type(error)(f"the source '{source.name}': {error.message}", hint=error.hint) from None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPart:
+    """The conversations of a source that are trained on: all of them but those numbered in `held_out`."""
+
+    source: ConversationSource
+    length: int
+    held_out: tuple[int, ...] = ()
+
+    @classmethod
+    def split(
+        cls, source: ConversationSource, name: str, length: int, held_out: int, seed: int
+    ) -> TrainingPart:
+        """Draw `held_out` of the first `length` conversations, the same ones for the same seed and name.
+
+        Raises:
+            UsageError: nothing would be left.
+        """
+        if held_out >= length:
+            raise UsageError(
+                f"data.held_out is {held_out:,}, and the source '{name}' has {length:,} conversations",
+                hint="hold out fewer",
+            )
+        return cls(
+            source, length, tuple(sorted(random.Random(f"{seed}-{name}").sample(range(length), held_out)))
+        )
+
+    def __len__(self) -> int:
+        return self.length - len(self.held_out)
+
+    def __getitem__(self, index: int, /) -> Conversation:
+        for held in self.held_out:
+            if held > index:
+                break
+            index += 1
+        return self.source[index]
 
 
 def source_length(source: DataSource, opened: ConversationSource) -> int:
