@@ -67,7 +67,7 @@ class NativeEngine(Engine):
         self._tile_size = int(info.tile_size)
 
     @cached_property
-    def bundle(self) -> Bundle:
+    def bundle(self) -> Bundle:  # type: ignore[override]
         """The bundle as Python reads it, when it is asked for; its files have been checked natively."""
         return Bundle.open(self._directory, verify_digests=False)
 

@@ -32,7 +32,7 @@ class NativeImage(TiledImage):
             object.__setattr__(self, name, value)
 
     @property
-    def tiles(self) -> Tiles:  # type: ignore[override]
+    def tiles(self) -> Tiles:
         """uint8 [T, S, S, 3], from the source as it is now."""
         cut: Callable[[], Tiles] = object.__getattribute__(self, "_cut")
         return cut()
@@ -63,7 +63,9 @@ class Images:
             return abi.Image(path=path_bytes(source))
         if isinstance(source, bytes) and source.startswith((_JPEG, _PNG)):
             self._kept.append(source)
-            return abi.Image(file=ctypes.cast(source, ctypes.c_void_p), file_size=len(source))
+            return abi.Image(
+                file=ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p), file_size=len(source)
+            )
         pixels = np.ascontiguousarray(load_image(source, label=label))
         self._kept.append(pixels)
         height, width, _ = pixels.shape

@@ -91,7 +91,7 @@ class Opened:
         library.call(
             "nvlm_engine_open", path_bytes(directory), ctypes.byref(options), ctypes.byref(self._handle)
         )
-        weakref.finalize(self, library.functions.nvlm_engine_close, self._handle)
+        _when_unused(self, library.functions.nvlm_engine_close, self._handle)
 
     def call(self, name: str, *arguments: Any) -> None:
         """`Library.call` of a function whose first argument is an engine."""
@@ -105,10 +105,15 @@ class Cancellation:
         self.handle = ctypes.c_void_p()
         library.call("nvlm_cancellation_new", ctypes.byref(self.handle))
         self._cancel = library.functions.nvlm_cancel
-        weakref.finalize(self, library.functions.nvlm_cancellation_free, self.handle)
+        _when_unused(self, library.functions.nvlm_cancellation_free, self.handle)
 
     def cancel(self) -> None:
         self._cancel(self.handle)
+
+
+def _when_unused(owner: object, free: Callable[[ctypes.c_void_p], None], handle: ctypes.c_void_p) -> None:
+    """Free a handle with its owner, but not where a program ends: a stream that was left may still use it."""
+    weakref.finalize(owner, free, handle).atexit = False
 
 
 def path_bytes(path: str | os.PathLike[str]) -> bytes:
