@@ -125,7 +125,8 @@ void Manifest::read_fields() {
     context_ = top.integer("context");
     prompt_mode_ = top.section("prompt").text("mode");
     top.section("vision").text("model");
-    top.section("llm").text("model");
+    // TensorRT-LLM's engines are folders.
+    top.section("llm").text(backend_ == "tensorrt_llm" ? "engine" : "model");
     read_files(top.list("files"));
 }
 

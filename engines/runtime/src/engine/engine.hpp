@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/cancellation.hpp"
+#include "engine/answer.hpp"
 #include "engine/image_cache.hpp"
 #include "engine/request.hpp"
 #include "session/session.hpp"
@@ -49,6 +50,9 @@ class Engine {
 
     Prepared prepare(const Request& request, StageTimer& timer) const;
     VisualTokens encode(const TiledImage& image, Cancellation& cancellation);
+    void generate_inflight(const Request& request, const Prepared& prepared, const std::vector<float>& visual,
+                           Answer& answer, StageTimer& timer, Cancellation& cancellation);
+    static Result finish(const Prepared& prepared, Answer& answer, const StageTimer& timer);
     std::vector<float> encode_all(const std::vector<TiledImage>& images, Cancellation& cancellation);
 
     Bundle bundle_;

@@ -4,6 +4,13 @@
 #if defined(NVLM_HAS_ONNXRUNTIME)
 #include "session/ort_session.hpp"
 #endif
+#if defined(NVLM_HAS_TENSORRT)
+#include "session/trt_open.hpp"
+#endif
+#if defined(NVLM_HAS_TENSORRT_LLM)
+#include "session/trtllm_open.hpp"
+#endif
+#include "session/trt_machine.hpp"
 
 namespace nvlm {
 
@@ -25,11 +32,16 @@ Sessions open_sessions(const Bundle& bundle, const SessionOptions& options) {
 #else
     (void)options;
 #endif
+#if defined(NVLM_HAS_TENSORRT)
+    if (backend == "tensorrt") return open_trt_sessions(bundle);
+#endif
+#if defined(NVLM_HAS_TENSORRT_LLM)
+    if (backend == "tensorrt_llm") return open_trtllm_sessions(bundle);
+#endif
     throw Error(
         Status::unsuitable,
         bundle.manifest.path() + ": backend is " + backend + ", and this libnvlm was built without it",
-        "build it with the backend's headers (see docs/embedding.md), or build an engine for another "
-        "target");
+        build_hint(backend));
 }
 
 }  // namespace nvlm

@@ -11,6 +11,7 @@
 
 #include "base/cancellation.hpp"
 #include "bundle/bundle.hpp"
+#include "session/inflight.hpp"
 
 namespace nvlm {
 
@@ -63,9 +64,11 @@ class DecoderSession {
     virtual const float* run(const DecoderStep& step, KvCache& cache, Cancellation& cancellation) const = 0;
 };
 
+// An engine has a decoder that is driven step by step, or drives itself.
 struct Sessions {
     std::unique_ptr<VisionSession> vision;
     std::unique_ptr<DecoderSession> decoder;
+    std::unique_ptr<InflightSession> inflight = nullptr;
 };
 
 // Open both with the backend that the manifest names, and hold their graphs against it. Throws Error: failure
