@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo heal native test test-unit test-integration test-memory test-train test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
+.PHONY: help setup demo heal native test test-unit test-integration test-memory test-train test-native-speed native-sanitized native-syntax fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -78,6 +78,16 @@ test-native-speed: $(READY) ## Measure native tiling of a large image beside Pil
 native-sanitized: $(READY) ## Run the native runtime's tests under ASan, LSan and UBSan, then under TSan (minutes).
 	NVLM_SANITIZE=address,undefined $(BIN)/python -m pytest tests/integration/native
 	NVLM_SANITIZE=thread $(BIN)/python -m pytest tests/integration/native
+
+PART ?= trt
+SYNTAX_trt := trt_cuda trt_runtime trt_open
+SYNTAX_trtllm := trtllm_executor trtllm_open
+
+native-syntax: ## Compile GPU sessions without linking: PART=trt or trtllm, INCLUDES="DIR DIR" of the makers' headers.
+	@for name in $(SYNTAX_$(PART)); do \
+	    $(CXX) -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Iengines/runtime/src \
+	        $(addprefix -isystem ,$(INCLUDES)) engines/runtime/src/session/$$name.cpp || exit 1; \
+	done; echo "$(PART): $(SYNTAX_$(PART)) compile"
 
 FUZZ_SECONDS ?= 400
 FUZZERS := abi bundle encode image manifest tokenizer_file

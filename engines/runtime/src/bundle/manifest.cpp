@@ -126,7 +126,8 @@ void Manifest::read_fields() {
     prompt_mode_ = top.section("prompt").text("mode");
     top.section("vision").text("model");
     const Fields llm = top.section("llm");
-    llm.text("model");
+    // TensorRT-LLM's engines are folders.
+    llm.text(backend_ == "tensorrt_llm" ? "engine" : "model");
     if (llm.has("tiles")) llm.section("tiles").text("model");
     read_files(top.list("files"));
 }

@@ -149,6 +149,10 @@ Result Engine::generate(const Request& request, Cancellation& cancellation) {
     }
     const TileStates* const tiles = seen.tiles.get();
     Answer answer(request, tokenizer(), prepared.max_new_tokens);
+    if (sessions_.inflight) {
+        generate_inflight(request, prepared, seen.visual, answer, timer, cancellation);
+        return finish(prepared, answer, timer);
+    }
     const std::unique_ptr<KvCache> cache =
         sessions_.decoder->new_cache(prompt.input_ids.size() + prepared.max_new_tokens);
     const float* logits = nullptr;
@@ -168,8 +172,12 @@ Result Engine::generate(const Request& request, Cancellation& cancellation) {
         logits =
             sessions_.decoder->run({&last, 1, nullptr, nullptr, 0, tiles, &all_tiles}, *cache, cancellation);
     }
+    return finish(prepared, answer, timer);
+}
+
+Result Engine::finish(const Prepared& prepared, Answer& answer, const StageTimer& timer) {
     Result& result = answer.result();
-    result.input_ids = prompt.input_ids;
+    result.input_ids = prepared.prompt.input_ids;
     for (const TiledImage& image : prepared.images) result.images.push_back({image.grid, image.crc32});
     finish_timings(result, timer);
     return std::move(result);

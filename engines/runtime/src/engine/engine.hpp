@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/cancellation.hpp"
+#include "engine/answer.hpp"
 #include "engine/encoder.hpp"
 #include "engine/request.hpp"
 #include "session/session.hpp"
@@ -55,6 +56,9 @@ class Engine {
 
     Prepared prepare(const Request& request, StageTimer& timer) const;
     Seen look_at(const std::vector<TiledImage>& images, Cancellation& cancellation);
+    void generate_inflight(const Request& request, const Prepared& prepared, const std::vector<float>& visual,
+                           Answer& answer, StageTimer& timer, Cancellation& cancellation);
+    static Result finish(const Prepared& prepared, Answer& answer, const StageTimer& timer);
 
     Bundle bundle_;
     PromptBuilder prompts_;

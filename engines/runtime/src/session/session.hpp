@@ -12,6 +12,7 @@
 
 #include "base/cancellation.hpp"
 #include "bundle/bundle.hpp"
+#include "session/inflight.hpp"
 
 namespace nvlm {
 
@@ -101,11 +102,12 @@ class DecoderSession {
     virtual const float* run(const DecoderStep& step, KvCache& cache, Cancellation& cancellation) const = 0;
 };
 
-// `tiles`: null for NVLM-D.
+// `tiles`: null for NVLM-D. An engine has a decoder that is driven step by step, or drives itself (`inflight`).
 struct Sessions {
     std::unique_ptr<VisionSession> vision;
     std::unique_ptr<TileSession> tiles;
     std::unique_ptr<DecoderSession> decoder;
+    std::unique_ptr<InflightSession> inflight = nullptr;
 };
 
 // Open all with the backend that the manifest names, and hold their graphs against it. Throws Error: failure
