@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from nvlm_deploy.cli.main import run
 from nvlm_deploy.errors import CancelledError, NvlmError, UnsuitableError, UsageError
 from nvlm_deploy.runtime import Request
 from nvlm_deploy.runtime.sampling import Sampling
+
+from .conftest import Variant
 
 Engines = tuple[Engine, Engine]
 HOT: dict[str, Any] = {"temperature": 9.0, "seed": 3}  # never ends by itself
@@ -58,6 +61,19 @@ def check_same(engines: Engines, prompt: Any, images: Any, **settings: Any) -> N
     for result in (left, right):
         del result["timings_ms"], result["first_token_top"]
     assert right == left
+
+
+@pytest.mark.parametrize("variant", ["X", "H"])
+def test_cross_attention(
+    named_library: Path,
+    cross_bundle: Callable[[Variant, str], Path],
+    samples: list[tuple[str, Path]],
+    variant: Variant,
+) -> None:
+    bundle = cross_bundle(variant, "int8")
+    both = Engine.open(bundle, threads=1), Engine.open(bundle, threads=1, runtime="native")
+    for images in ([], [samples[0][1]], [samples[0][1], samples[1][1]]):
+        check_same(both, "What is it?", images, max_new_tokens=8, top_logits=3)
 
 
 def test_images_of_every_kind(engines: Engines, samples: list[tuple[str, Path]]) -> None:
@@ -176,9 +192,7 @@ def test_what_c_cannot_take(engines: Engines, prompt: str, settings: Any, text: 
         engines[1].generate(prompt, **settings)
 
 
-def test_engines_that_cannot_be_opened(
-    named_library: Path, example_bundle: Path, tiny_cross_bundle: Path, tmp_path: Path
-) -> None:
+def test_engines_that_cannot_be_opened(named_library: Path, example_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsuitableError, match="not on 'cuda'"):
         Engine.open(example_bundle, device="cuda", runtime="native")
     told = []
