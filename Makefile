@@ -18,7 +18,7 @@ DEMO := build/demo
 EXAMPLE := examples/nvlm-d-tiny
 SOURCES = $(shell find nvlm_deploy quantization calibration engines/targets -name '*.py' -o -name '*.yaml')
 
-.PHONY: help setup demo heal native test test-unit test-integration test-memory test-train test-native-speed native-sanitized fuzz lint format bench bench-plans bench-variants clean
+.PHONY: help setup demo heal native test test-unit test-integration test-memory test-train test-native-speed native-sanitized native-syntax fuzz lint format bench bench-plans bench-variants clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -79,15 +79,28 @@ native-sanitized: $(READY) ## Run the native runtime's tests under ASan, LSan an
 	NVLM_SANITIZE=address,undefined $(BIN)/python -m pytest tests/integration/native
 	NVLM_SANITIZE=thread $(BIN)/python -m pytest tests/integration/native
 
-FUZZ_SECONDS ?= 400
-FUZZERS := encode image manifest tokenizer_file
+PART ?= trt
+SYNTAX_trt := trt_cuda trt_runtime trt_open
+SYNTAX_trtllm := trtllm_executor trtllm_open
 
-fuzz: ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
+native-syntax: ## Compile GPU sessions without linking: PART=trt or trtllm, INCLUDES="DIR DIR" of the makers' headers.
+	@for name in $(SYNTAX_$(PART)); do \
+	    $(CXX) -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Iengines/runtime/src \
+	        $(addprefix -isystem ,$(INCLUDES)) engines/runtime/src/session/$$name.cpp || exit 1; \
+	done; echo "$(PART): $(SYNTAX_$(PART)) compile"
+
+FUZZ_SECONDS ?= 400
+FUZZERS := abi bundle encode image manifest tokenizer_file
+
+fuzz: $(READY) ## Run the native runtime's fuzzers, each for FUZZ_SECONDS; needs clang.
 	@engines/runtime/cmake/onnxruntime_headers.sh build/onnxruntime-headers
 	@cmake -S engines/runtime -B build/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DNVLM_FUZZ=ON \
 	    -DNVLM_SANITIZE=address,undefined -DNVLM_CLI=OFF >/dev/null
-	@cmake --build build/fuzz --parallel
-	@for name in $(FUZZERS); do \
+	@cmake --build build/fuzz --parallel --target $(addprefix fuzz_,$(FUZZERS))
+	@$(BIN)/python engines/runtime/fuzz/seeds.py bundle build/fuzz/bundle
+	@export NVLM_FUZZ_BUNDLE=build/fuzz/bundle; \
+	export NVLM_ONNXRUNTIME_LIBRARY=$$(find $$(cd $(VENV) && pwd)/lib -path '*/onnxruntime/capi/libonnxruntime.so.*' -print -quit); \
+	for name in $(FUZZERS); do \
 	    mkdir -p build/fuzz/corpus/$$name; \
 	    build/fuzz/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 \
 	        -artifact_prefix=build/fuzz/$$name- build/fuzz/corpus/$$name engines/runtime/fuzz/corpus/$$name; \

@@ -38,6 +38,12 @@ class VerificationError(NvlmError):
     exit_code = 4
 
 
+class CancelledError(NvlmError):
+    """A request was ended from outside before it was answered."""
+
+    exit_code = 130
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return a hint that names the known alternatives nearest to `name`, or all of them when few."""
     names = sorted(known)

@@ -30,6 +30,7 @@ class RunOptions:
     threads: int | None
     memory: Literal["fast", "mapped"]
     require_verified: bool
+    runtime: Literal["python", "native"]
     stream: bool
     as_json: bool
 
@@ -62,6 +63,13 @@ class RunOptions:
 )
 @click.option(
     "--require-verified", is_flag=True, help="Refuse an engine that nvlm-build verify has not passed."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["python", "native"]),
+    default="python",
+    show_default=True,
+    help="native: libnvlm, with the same answers.",
 )
 @click.option("--stream", is_flag=True, help="Print the answer while it is made.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -103,6 +111,7 @@ def _answer(options: RunOptions) -> Result:
         threads=options.threads,
         memory=options.memory,
         require_verified=options.require_verified,
+        runtime=options.runtime,
     )
     if not options.stream:
         result: Result = engine.generate(options.prompt, options.images, **settings)

@@ -8,6 +8,7 @@ print(engine.generate("What is the total?", images=["receipt.png"]).text)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,20 +22,23 @@ from nvlm_deploy.backends.protocol import (
     VisionSession,
 )
 from nvlm_deploy.config.verified import require_passed
+from nvlm_deploy.errors import CancelledError, UsageError
 from nvlm_deploy.preprocess.images import ImageSource
 from nvlm_deploy.preprocess.messages import Message
 from nvlm_deploy.preprocess.prompt import Prompt
-from nvlm_deploy.preprocess.tiles import TiledImage
+from nvlm_deploy.preprocess.tiles import TiledImage, preprocess_images
 from nvlm_deploy.runtime.answer import Answer
 from nvlm_deploy.runtime.bundle import Bundle, open_engine, open_tiles
 from nvlm_deploy.runtime.encoder import ImageEncoder
-from nvlm_deploy.runtime.image_cache import ImageCache
+from nvlm_deploy.runtime.image_cache import CacheFigures, ImageCache
 from nvlm_deploy.runtime.inflight import InflightGenerator
 from nvlm_deploy.runtime.prepare import Prepared, prepare
 from nvlm_deploy.runtime.result import Request, Result, TextStream
 from nvlm_deploy.runtime.sampling import Sampling
 from nvlm_deploy.runtime.stepwise import StepwiseGenerator
 from nvlm_deploy.runtime.timings import StageTimer
+
+Runtime = Literal["python", "native"]
 
 DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
 
@@ -52,7 +56,7 @@ class Engine:
     ) -> None:
         """`tiles`: for NVLM-X and NVLM-H."""
         self.bundle = bundle
-        self.image_cache = image_cache
+        self.image_cache: CacheFigures = image_cache
         encoder = self.encoder = ImageEncoder(bundle.config, vision, tiles, image_cache)
         self._generator: StepwiseGenerator | InflightGenerator
         if isinstance(decoder, InflightSession):
@@ -71,6 +75,7 @@ class Engine:
         verify_digests: bool = True,
         image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
         require_verified: bool = False,
+        runtime: Runtime = "python",
     ) -> Engine:
         """Open an engine bundle.
 
@@ -82,17 +87,24 @@ class Engine:
             verify_digests: hold every file against its SHA-256; without it only sizes are checked.
             image_cache_bytes: limit of the cache of what the decoder takes of images; 0 turns it off.
             require_verified: refuse a bundle that has not passed `nvlm-build verify`.
+            runtime: `python`, or `native` for libnvlm (docs/embedding.md), which gives the same answers.
 
         Raises:
             NvlmError: no bundle, a changed file, or a runtime that does not fit the manifest.
-            UnsuitableError: the device is not there, or cannot run all of the engine.
+            UnsuitableError: the device or the native runtime is not there, or cannot run all of the engine.
             VerificationError: the bundle has not been verified, or has not passed; or a field of its manifest
                 does not hold.
         """
+        options = SessionOptions(threads=threads, memory=memory, device=device)
+        if runtime == "native":
+            from nvlm_deploy.runtime.native.engine import open_native
+
+            return open_native(Path(bundle), options, verify_digests, image_cache_bytes, require_verified)
+        if runtime != "python":
+            raise UsageError(f"there is no runtime '{runtime}'", hint="known: native, python")
         opened = Bundle.open(Path(bundle), verify_digests=verify_digests)
         if require_verified:
             require_passed(opened.directory, opened.manifest)
-        options = SessionOptions(threads=threads, memory=memory, device=device)
         vision, decoder = open_engine(opened, options)
         tiles = open_tiles(opened, options)
         return cls(opened, vision, decoder, ImageCache(image_cache_bytes), tiles)
@@ -154,7 +166,7 @@ class Engine:
         sampling = Sampling(temperature, top_k, top_p, seed)
         request = Request(prompt, tuple(images), max_new_tokens, tuple(stop), sampling, top_logits)
         if stream:
-            return TextStream(self._stream(request))
+            return self._stream(request)
         (result,) = self.generate_batch([request])
         return result
 
@@ -176,11 +188,26 @@ class Engine:
         (prepared,) = prepare(self.bundle, [Request(prompt, tuple(images))], StageTimer())
         return prepared.prompt, prepared.images
 
-    def _stream(self, request: Request) -> Iterator[str | Result]:
+    def prefetch(self, image: ImageSource) -> None:
+        """Encode an image before it is asked about: requests find it in the cache.
+
+        Raises:
+            UsageError, NvlmError: it is no image, or cannot be read.
+        """
+        (tiled,) = preprocess_images([image], self.bundle.config)
+        self.encoder.encode(tiled)
+
+    def _stream(self, request: Request) -> TextStream:
+        cancelled = threading.Event()
+        return TextStream(self._pieces(request, cancelled), cancelled.set)
+
+    def _pieces(self, request: Request, cancelled: threading.Event) -> Iterator[str | Result]:
         timer = StageTimer()
         prepared = prepare(self.bundle, [request], timer)
         answers = self._new_answers(prepared)
         for pieces in self._generator.steps(prepared, answers, timer):
+            if cancelled.is_set():
+                raise CancelledError("the request was cancelled")
             if pieces[0]:
                 yield pieces[0]
         yield from _results(prepared, answers, timer)

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,16 @@ class EncodedImage:
             arrays += [*self.states.keys, *self.states.values]
         for array in arrays:
             array.flags.writeable = False
+
+
+class CacheFigures(Protocol):
+    """How often a cache had what was asked for."""
+
+    @property
+    def hits(self) -> int: ...
+
+    @property
+    def misses(self) -> int: ...
 
 
 class ImageCache:

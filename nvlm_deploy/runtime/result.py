@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,8 +80,9 @@ class Result:
 class TextStream(Iterator[str]):
     """Pieces of an answer as they are generated; `result` is there when the last one has been read."""
 
-    def __init__(self, pieces: Iterator[str | Result]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterator[str | Result], cancel: Callable[[], None]) -> None:
+        """`cancel` ends the request; any thread may call it."""
+        self._pieces, self._cancel = pieces, cancel
         self._result: Result | None = None
 
     def __next__(self) -> str:
@@ -90,6 +91,13 @@ class TextStream(Iterator[str]):
                 return piece
             self._result = piece
         raise StopIteration
+
+    def cancel(self) -> None:
+        """End the request, from any thread: the next piece is a CancelledError.
+
+        The native runtime ends in the middle of a step, and pieces that are there already still come.
+        """
+        self._cancel()
 
     @property
     def result(self) -> Result:

@@ -9,11 +9,18 @@ target_sources(nvlm PRIVATE ${CMAKE_CURRENT_LIST_DIR}/../src/error.hpp)
 set_target_properties(nvlm PROPERTIES LINKER_LANGUAGE CXX VERSION ${PROJECT_VERSION}
                                       SOVERSION ${PROJECT_VERSION_MAJOR} INSTALL_RPATH "$ORIGIN")
 target_link_libraries(nvlm PRIVATE ${nvlm_parts})
+if(NVLM_STATIC)
+  target_link_options(nvlm PRIVATE -static-libstdc++ -static-libgcc -Wl,--gc-sections)
+endif()
 target_include_directories(nvlm INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
                                           $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_features(nvlm INTERFACE c_std_11 cxx_std_17)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
-  target_link_options(nvlm PRIVATE -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/nvlm.map -Wl,--no-undefined)
+  target_link_options(nvlm PRIVATE -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/nvlm.map)
+  if(NOT NVLM_SANITIZE)
+    # The runtime of a sanitizer may come with the program alone.
+    target_link_options(nvlm PRIVATE -Wl,--no-undefined)
+  endif()
   set_target_properties(nvlm PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/nvlm.map)
 endif()
 

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pytest
 
@@ -17,6 +19,12 @@ from nvlm_deploy.cli.main import run
 from nvlm_deploy.synthetic.random_checkpoint import write_random_checkpoint
 from nvlm_deploy.synthetic.shapes import cross_style_config
 from tests.conftest import TINY_SHAPE
+
+Variant = Literal["X", "H"]
+
+# Programs that load a library with sanitizers must have them, too.
+SANITIZERS = os.environ.get("NVLM_SANITIZE", "")
+SANITIZER_FLAGS = [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 
 # A header of every Debian package that the build needs.
 PACKAGES = {
@@ -49,14 +57,13 @@ def native_build(repository: Path) -> Path:
 
     With sanitizers if the environment's NVLM_SANITIZE names some, as `address,undefined`.
     """
-    sanitizers = os.environ.get("NVLM_SANITIZE", "")
     missing = missing_packages()
     if missing:
         pytest.skip("the native runtime cannot be built here: apt-get install " + " ".join(missing))
-    build = repository / "build" / "-".join(["native-tests", *sanitizers.split(",")]).rstrip("-")
+    build = repository / "build" / "-".join(["native-tests", *SANITIZERS.split(",")]).rstrip("-")
     source = repository / "engines" / "runtime"
     configure = ["cmake", "-S", str(source), "-B", str(build), "-DNVLM_TESTS=ON", "-DNVLM_WERROR=ON"]
-    configure.append(f"-DNVLM_SANITIZE={sanitizers}")
+    configure.append(f"-DNVLM_SANITIZE={SANITIZERS}")
     _run(configure)
     _run(["cmake", "--build", str(build), "--parallel", str(len(os.sched_getaffinity(0)))])
     return build
@@ -173,10 +180,21 @@ def example_bundle(repository: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def tiny_cross_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The engine of a random NVLM-X; not to be changed."""
+def cross_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant, str], Path]:
+    """Engines of random NVLM-X and NVLM-H by variant and recipe; not to be changed."""
     folder = tmp_path_factory.mktemp("cross")
-    write_random_checkpoint(cross_style_config(TINY_SHAPE, "X", [1]), folder / "checkpoint")
-    names = ["--recipe", "int8", "--target", "cpu-x86", "--no-verify"]
-    assert run(["engine", str(folder / "checkpoint"), *names, "-o", str(folder / "bundle")]) == 0
-    return folder / "bundle"
+    shape = replace(TINY_SHAPE, layers=3)
+
+    @cache
+    def checkpoint(variant: Variant) -> Path:
+        write_random_checkpoint(cross_style_config(shape, variant, [0, 2]), folder / variant)
+        return folder / variant
+
+    @cache
+    def build(variant: Variant, recipe: str) -> Path:
+        output = folder / f"{variant}-{recipe}"
+        names = ["--recipe", recipe, "--target", "cpu-x86", "--no-verify"]
+        assert run(["engine", str(checkpoint(variant)), *names, "-o", str(output)]) == 0
+        return output
+
+    return build

@@ -15,6 +15,8 @@ import pytest
 from nvlm_deploy import __version__
 from nvlm_deploy.cli.main import run
 
+from .conftest import SANITIZER_FLAGS
+
 Cli = Callable[..., CompletedProcess[str]]
 
 
@@ -61,7 +63,8 @@ def test_installed_and_used_by_another_project(
     output_of("cmake", "--install", native_build, "--prefix", prefix)
     build = tmp_path / "build"
     output_of(
-        "cmake", "-S", repository / "examples" / "cpp", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"
+        "cmake", "-S", repository / "examples" / "cpp", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DCMAKE_CXX_FLAGS={' '.join(SANITIZER_FLAGS)}",
     )  # fmt: skip
     output_of("cmake", "--build", build)
     samples = repository / "examples" / "nvlm-d-tiny" / "samples"
@@ -89,7 +92,7 @@ def test_a_c_program_with_pkg_config(
     source = repository / "examples" / "c" / "ask.c"
     libraries = description.parent.parent
     output_of("cc", "-std=c11", "-Wall", "-Werror", source, "-o", program, *flags.stdout.split(),
-              f"-Wl,-rpath,{libraries}")  # fmt: skip
+              f"-Wl,-rpath,{libraries}", *SANITIZER_FLAGS)  # fmt: skip
     assert output_of(program, example_bundle, "Hello").strip()
 
 

@@ -26,14 +26,16 @@ ImageInput image_input(const nvlm_image* image) {
 namespace {
 
 constexpr std::size_t default_max_new_tokens = 1024;
+// More than any machine has; the backend would start every one that it is asked for.
+constexpr std::int32_t max_threads = 4096;
 
 EngineOptions engine_options(const nvlm_engine_options* options) {
     EngineOptions read;
     if (options == nullptr) return read;
     const nvlm_engine_options given = read_struct(options, "options");
-    if (given.threads < 0) {
-        throw Error(Status::usage,
-                    "threads is " + std::to_string(given.threads) + "; it must not be negative");
+    if (given.threads < 0 || given.threads > max_threads) {
+        throw Error(Status::usage, "threads is " + std::to_string(given.threads) + "; it must be 0 to " +
+                                       std::to_string(max_threads));
     }
     read.bundle.verify_digests = given.skip_digests == 0;
     read.bundle.require_verified = given.require_verified != 0;

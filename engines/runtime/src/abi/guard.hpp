@@ -38,12 +38,15 @@ nvlm_status guard(const char* entry, Body&& body) noexcept {
 void require(const void* pointer, const char* name);
 
 // A structure of the caller, who may have been compiled with an older or a newer header. Throws Error
-// (usage): it is null, has no size, or sets a field that this library does not know.
+// (usage): it is null, has no size or one that no structure has, or sets a field that this library does not
+// know.
 template <class Struct>
 Struct read_struct(const Struct* given, const char* name) {
     require(given, name);
     const std::size_t size = given->struct_size;
-    if (size < sizeof(std::size_t) || size > sizeof(Struct) + 4096) {
+    // Elements of a list that are such sizes apart would not be aligned.
+    const bool odd = size % alignof(Struct) != 0;
+    if (size < sizeof(std::size_t) || size > sizeof(Struct) + 4096 || odd) {
         throw Error(Status::usage, std::string(name) + ".struct_size is " + std::to_string(size),
                     "set it to sizeof of the structure, and every other field to zero");
     }

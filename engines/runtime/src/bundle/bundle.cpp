@@ -38,10 +38,11 @@ Mismatches config_mismatches(const Manifest& manifest, const ModelConfig& config
     if (json.at("target").contains("backend")) {
         append(found, expect(json, {{"backend", json.at("target").at("backend")}}, "target.backend is", ""));
     }
-    const bool has_tiles = json.at("llm").contains("tiles");
-    if (has_tiles != (config.variant != 'D')) {
-        found.push_back({"llm.tiles", has_tiles ? "there" : "nothing", "config.json gives an NVLM of variant",
-                         std::string(1, config.variant)});
+    const Json& llm = json.at("llm");
+    if (llm.contains("tiles") != (config.variant != 'D')) {
+        const Json layers = config.variant == 'D' ? Json() : Json(config.cross_layers);
+        found.push_back({"llm.tiles", llm.contains("tiles") ? llm.at("tiles").dump() : "nothing",
+                         "config.json gives cross-attention in the layers", layers.dump()});
     }
     if (manifest.context() > config.max_positions) {
         found.push_back({"context", std::to_string(manifest.context()), "config.json allows no more than",

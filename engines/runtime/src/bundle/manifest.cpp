@@ -125,7 +125,10 @@ void Manifest::read_fields() {
     context_ = top.integer("context");
     prompt_mode_ = top.section("prompt").text("mode");
     top.section("vision").text("model");
-    top.section("llm").text("model");
+    const Fields llm = top.section("llm");
+    // TensorRT-LLM's engines are folders.
+    llm.text(backend_ == "tensorrt_llm" ? "engine" : "model");
+    if (llm.has("tiles")) llm.section("tiles").text("model");
     read_files(top.list("files"));
 }
 

@@ -41,6 +41,24 @@ void expect_released(const Fields& top) {
     if (top.at("downsample_ratio") != 0.5) top.fail("downsample_ratio", "0.5");
 }
 
+std::vector<std::int64_t> layers_of(const Fields& cross, std::int64_t decoder_layers) {
+    std::vector<std::int64_t> layers;
+    for (const Json& layer : cross.list("layers")) {
+        const bool fits = layer.is_number_integer() && layer.get<std::int64_t>() < decoder_layers &&
+                          layer.get<std::int64_t>() > (layers.empty() ? -1 : layers.back());
+        if (!fits) {
+            layers.clear();
+            break;
+        }
+        layers.push_back(layer.get<std::int64_t>());
+    }
+    if (layers.empty()) {
+        cross.fail("layers",
+                   "ascending numbers of decoder layers, 0 to " + std::to_string(decoder_layers - 1));
+    }
+    return layers;
+}
+
 std::string read_text(const std::string& path) {
     try {
         const std::vector<std::uint8_t> bytes = read_file(path);
@@ -76,6 +94,12 @@ ModelConfig ModelConfig::from_directory(const std::string& directory) {
     config.hidden_size = language.integer("hidden_size");
     config.vocab_size = language.integer("vocab_size");
     config.max_positions = language.integer("max_position_embeddings");
+    if (config.variant != 'D') {
+        config.cross_layers =
+            layers_of(top.section("cross_attention_config"), language.integer("num_hidden_layers"));
+    } else if (top.has("cross_attention_config")) {
+        top.fail("cross_attention_config", "left out in an NVLM-D; NVLM_X or NVLM_H have one");
+    }
     config.thumbnail_tag = tag_of_thumbnails(language);
     return config;
 }

@@ -39,8 +39,11 @@ std::string Answer::accept(const float* logits, std::size_t vocabulary) {
     if (result_.output_ids.empty() && request_.top_logits > 0) {
         result_.first_token_top = largest(logits, vocabulary, request_.top_logits);
     }
-    const std::int64_t token = sampler_.choose(logits, vocabulary);
-    if (token == end_id_) return finish(FinishReason::stop);
+    return accept_token(sampler_.choose(logits, vocabulary));
+}
+
+std::string Answer::accept_token(std::int64_t token) {
+    if (token == end_id_) return end();
     result_.output_ids.push_back(token);
     result_.text += stream_.push(token);
     if (cut_at_stop_string()) return release(result_.text.size());

@@ -17,6 +17,11 @@ class Answer {
 
     // Choose the next token from its logits; return the text that is now certain.
     std::string accept(const float* logits, std::size_t vocabulary);
+    // Take a token that was chosen elsewhere; return the text that is now certain.
+    std::string accept_token(std::int64_t token);
+    // End the answer as the end of the turn does; return the rest of its text.
+    std::string end() { return finish(FinishReason::stop); }
+    std::int64_t end_id() const noexcept { return end_id_; }
     bool finished() const noexcept { return result_.finish_reason != FinishReason::none; }
     std::int64_t last_id() const { return result_.output_ids.back(); }
     Result& result() noexcept { return result_; }

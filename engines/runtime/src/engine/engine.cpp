@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/answer.hpp"
+#include "engine/seen_tiles.hpp"
 #include "error.hpp"
 
 namespace nvlm {
@@ -53,6 +54,19 @@ std::vector<ImageInput> chat_images(const std::vector<Turn>& turns, const std::v
     return images;
 }
 
+DecoderStep first_step(const Prompt& prompt, const std::vector<float>& visual, const TileStates* tiles) {
+    DecoderStep step;
+    step.ids = prompt.input_ids.data();
+    step.count = prompt.input_ids.size();
+    step.visual_tokens = visual.data();
+    step.visual_positions = prompt.visual_positions.data();
+    step.visual_count = prompt.visual_positions.size();
+    step.tiles = tiles;
+    // Tiles without a prompt that knows them would be those of another model.
+    if (tiles != nullptr) step.visible = prompt.cross.value().visible.data();
+    return step;
+}
+
 void finish_timings(Result& result, const StageTimer& timer) {
     result.timings = timer.stages();
     const auto steps = static_cast<double>(result.output_ids.size()) - 1;
@@ -76,7 +90,7 @@ Engine::Engine(Bundle bundle, PromptBuilder prompts, Sessions sessions, std::siz
     : bundle_(std::move(bundle)),
       prompts_(std::move(prompts)),
       sessions_(std::move(sessions)),
-      cache_(image_cache_bytes),
+      encoder_(bundle_.config, sessions_, image_cache_bytes),
       tile_rule_(tile_rule_of(bundle_.config)) {}
 
 TiledImage Engine::tile(const ImageInput& image) const {
@@ -85,7 +99,7 @@ TiledImage Engine::tile(const ImageInput& image) const {
 
 std::size_t Engine::prefetch(const ImageInput& image, Cancellation& cancellation) {
     const TiledImage tiled = tile(image);
-    encode(tiled, cancellation);
+    encoder_.encode(tiled, cancellation);
     return tiled.tiles();
 }
 
@@ -111,23 +125,16 @@ Engine::Prepared Engine::prepare(const Request& request, StageTimer& timer) cons
     return prepared;
 }
 
-VisualTokens Engine::encode(const TiledImage& image, Cancellation& cancellation) {
-    const std::string key = ImageCache::key(image);
-    VisualTokens known = cache_.get(key);
-    if (known) return known;
-    auto made = std::make_shared<std::vector<float>>(image.tiles() * sessions_.vision->floats_per_tile());
-    sessions_.vision->encode(image.pixels.data(), image.tiles(), made->data(), cancellation);
-    cache_.put(key, made);
-    return made;
-}
-
-std::vector<float> Engine::encode_all(const std::vector<TiledImage>& images, Cancellation& cancellation) {
-    std::vector<float> tokens;
+Engine::Seen Engine::look_at(const std::vector<TiledImage>& images, Cancellation& cancellation) {
+    std::vector<SharedImage> encoded;
+    Seen seen;
     for (const TiledImage& image : images) {
-        const VisualTokens encoded = encode(image, cancellation);
-        tokens.insert(tokens.end(), encoded->begin(), encoded->end());
+        encoded.push_back(encoder_.encode(image, cancellation));
+        const std::vector<float>& visual = encoded.back()->visual;
+        seen.visual.insert(seen.visual.end(), visual.begin(), visual.end());
     }
-    return tokens;
+    seen.tiles = lay_out(encoded);
+    return seen;
 }
 
 Result Engine::generate(const Request& request, Cancellation& cancellation) {
@@ -135,21 +142,26 @@ Result Engine::generate(const Request& request, Cancellation& cancellation) {
     StageTimer timer;
     const Prepared prepared = prepare(request, timer);
     const Prompt& prompt = prepared.prompt;
-    std::vector<float> visual;
+    Seen seen;
     {
         const StageTimer::Stage stage(timer, "vision");
-        visual = encode_all(prepared.images, cancellation);
+        seen = look_at(prepared.images, cancellation);
     }
+    const TileStates* const tiles = seen.tiles.get();
     Answer answer(request, tokenizer(), prepared.max_new_tokens);
+    if (sessions_.inflight) {
+        generate_inflight(request, prepared, seen.visual, answer, timer, cancellation);
+        return finish(prepared, answer, timer);
+    }
     const std::unique_ptr<KvCache> cache =
         sessions_.decoder->new_cache(prompt.input_ids.size() + prepared.max_new_tokens);
     const float* logits = nullptr;
     {
         const StageTimer::Stage stage(timer, "prefill");
-        const DecoderStep step = {prompt.input_ids.data(), prompt.input_ids.size(), visual.data(),
-                                  prompt.visual_positions.data(), prompt.visual_positions.size()};
-        logits = sessions_.decoder->run(step, *cache, cancellation);
+        logits = sessions_.decoder->run(first_step(prompt, seen.visual, tiles), *cache, cancellation);
     }
+    // What is behind the prompt stands behind all images.
+    const TileRange all_tiles(0, tiles == nullptr ? 0 : tiles->tile_count());
     for (bool first = true;; first = false) {
         const std::string piece = answer.accept(logits, sessions_.decoder->vocab_size());
         if (first) timer.add("first_token", timer.elapsed_ms());
@@ -157,10 +169,15 @@ Result Engine::generate(const Request& request, Cancellation& cancellation) {
         if (answer.finished()) break;
         const StageTimer::Stage stage(timer, "decode");
         const std::int64_t last = answer.last_id();
-        logits = sessions_.decoder->run({&last, 1, nullptr, nullptr, 0}, *cache, cancellation);
+        logits =
+            sessions_.decoder->run({&last, 1, nullptr, nullptr, 0, tiles, &all_tiles}, *cache, cancellation);
     }
+    return finish(prepared, answer, timer);
+}
+
+Result Engine::finish(const Prepared& prepared, Answer& answer, const StageTimer& timer) {
     Result& result = answer.result();
-    result.input_ids = prompt.input_ids;
+    result.input_ids = prepared.prompt.input_ids;
     for (const TiledImage& image : prepared.images) result.images.push_back({image.grid, image.crc32});
     finish_timings(result, timer);
     return std::move(result);

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "base/cancellation.hpp"
-#include "engine/image_cache.hpp"
+#include "engine/answer.hpp"
+#include "engine/encoder.hpp"
 #include "engine/request.hpp"
 #include "session/session.hpp"
 #include "text/prompt.hpp"
@@ -36,7 +37,7 @@ class Engine {
     TiledImage tile(const ImageInput& image) const;
     const Bundle& bundle() const noexcept { return bundle_; }
     const Tokenizer& tokenizer() const noexcept { return prompts_.tokenizer(); }
-    ImageCache& image_cache() noexcept { return cache_; }
+    ImageCache& image_cache() noexcept { return encoder_.cache(); }
 
   private:
     struct Prepared {
@@ -45,16 +46,24 @@ class Engine {
         std::size_t max_new_tokens = 0;
     };
 
+    // What the decoder takes of a request's images. `tiles`: null without cross-attention or images.
+    struct Seen {
+        std::vector<float> visual;
+        std::shared_ptr<const TileStates> tiles;
+    };
+
     Engine(Bundle bundle, PromptBuilder prompts, Sessions sessions, std::size_t image_cache_bytes);
 
     Prepared prepare(const Request& request, StageTimer& timer) const;
-    VisualTokens encode(const TiledImage& image, Cancellation& cancellation);
-    std::vector<float> encode_all(const std::vector<TiledImage>& images, Cancellation& cancellation);
+    Seen look_at(const std::vector<TiledImage>& images, Cancellation& cancellation);
+    void generate_inflight(const Request& request, const Prepared& prepared, const std::vector<float>& visual,
+                           Answer& answer, StageTimer& timer, Cancellation& cancellation);
+    static Result finish(const Prepared& prepared, Answer& answer, const StageTimer& timer);
 
     Bundle bundle_;
     PromptBuilder prompts_;
     Sessions sessions_;
-    ImageCache cache_;
+    ImageEncoder encoder_;
     TileRule tile_rule_;
 };
 

@@ -12,7 +12,7 @@ std::string ImageCache::key(const TiledImage& image) {
     return digest.finish();
 }
 
-VisualTokens ImageCache::get(const std::string& key) {
+SharedImage ImageCache::get(const std::string& key) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = by_key_.find(key);
     if (found == by_key_.end()) {
@@ -21,19 +21,19 @@ VisualTokens ImageCache::get(const std::string& key) {
     }
     ++facts_.hits;
     entries_.splice(entries_.begin(), entries_, found->second);
-    return found->second->tokens;
+    return found->second->image;
 }
 
-void ImageCache::put(const std::string& key, const VisualTokens& tokens) {
-    if (bytes_of(tokens) > max_bytes_) return;
+void ImageCache::put(const std::string& key, const SharedImage& image) {
+    if (image->bytes() > max_bytes_) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     // Another thread may have encoded the same image meanwhile.
     if (by_key_.count(key) != 0) return;
-    entries_.push_front({key, tokens});
+    entries_.push_front({key, image});
     by_key_[key] = entries_.begin();
-    facts_.bytes += bytes_of(tokens);
+    facts_.bytes += image->bytes();
     while (facts_.bytes > max_bytes_) {
-        facts_.bytes -= bytes_of(entries_.back().tokens);
+        facts_.bytes -= entries_.back().image->bytes();
         by_key_.erase(entries_.back().key);
         entries_.pop_back();
     }

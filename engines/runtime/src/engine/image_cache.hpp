@@ -1,4 +1,4 @@
-// Visual tokens of images seen before, by their tiles.
+// What the decoder takes of images seen before, by their tiles.
 
 #pragma once
 
@@ -7,15 +7,28 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "image/tiles.hpp"
+#include "session/session.hpp"
 
 namespace nvlm {
 
-using VisualTokens = std::shared_ptr<const std::vector<float>>;
+// `visual`: the visual tokens that stand in the sequence: all in NVLM-D, those of the thumbnail (or of the
+// only tile) in NVLM-H, none in NVLM-X. `states`: keys and values of the other tiles, if there are any.
+struct EncodedImage {
+    std::vector<float> visual;
+    std::optional<TileStates> states;
+
+    std::size_t bytes() const noexcept {
+        return visual.size() * sizeof(float) + (states ? states->bytes() : 0);
+    }
+};
+
+using SharedImage = std::shared_ptr<const EncodedImage>;
 
 struct ImageCacheFacts {
     std::uint64_t hits = 0;
@@ -32,18 +45,16 @@ class ImageCache {
 
     static std::string key(const TiledImage& image);
     // Null: not there.
-    VisualTokens get(const std::string& key);
-    void put(const std::string& key, const VisualTokens& tokens);
+    SharedImage get(const std::string& key);
+    void put(const std::string& key, const SharedImage& image);
     void clear();
     ImageCacheFacts facts() const;
 
   private:
     struct Entry {
         std::string key;
-        VisualTokens tokens;
+        SharedImage image;
     };
-
-    static std::size_t bytes_of(const VisualTokens& tokens) { return tokens->size() * sizeof(float); }
 
     mutable std::mutex mutex_;
     std::size_t max_bytes_;

@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <limits>
 #include <thread>
 
 #include "error.hpp"
@@ -12,6 +13,7 @@ namespace {
 
 const char* const context_key = "nvlm.context_length";
 const char* const record_key = "nvlm.record";
+constexpr std::int64_t max_elements = std::numeric_limits<std::int32_t>::max();
 
 int usable_cpus() {
     cpu_set_t set;
@@ -68,6 +70,19 @@ std::size_t element_bytes(ONNXTensorElementDataType type) {
         default:
             throw Error(Status::failure, "a graph has a tensor of a type that no engine of nvlm-build has");
     }
+}
+
+std::size_t elements(const OrtPort& port, std::size_t first) {
+    std::int64_t product = 1;
+    for (std::size_t axis = first; axis < port.shape.size(); ++axis) {
+        const std::int64_t size = port.shape[axis];
+        if (size < 1 || size > max_elements / product) {
+            throw Error(Status::failure, "a graph's " + port.name + " has no size that can be used",
+                        "build the bundle again");
+        }
+        product *= size;
+    }
+    return static_cast<std::size_t>(product);
 }
 
 OrtGraph::OrtGraph(const OrtLibrary& library, const std::string& path, const SessionOptions& options)

@@ -22,6 +22,10 @@ struct OrtPort {
 // Bytes of one number; throws Error (failure) for types that no graph of ours has.
 std::size_t element_bytes(ONNXTensorElementDataType type);
 
+// Elements of the axes from `first` on. Throws Error (failure): one of them is free, or they are more than
+// any model has.
+std::size_t elements(const OrtPort& port, std::size_t first);
+
 class OrtGraph {
   public:
     // Throws Error (failure): the file is missing or damaged; names it.
