@@ -99,13 +99,16 @@ def test_an_image_is_encoded_once(
 ) -> None:
     bundle = cross_bundle(variant, "int8")
     python, native = Engine.open(bundle, threads=1), NativeEngine(native_build, bundle)
-    lines = [{"prompt": "a <image> b <image>", "images": order} for order in (images[:2], images[1::-1])]
+    prompt = "a <image> b <image>"
+    lines: list[dict[str, Any]] = [
+        {"prompt": prompt, "images": order} for order in (images[:2], images[1::-1])
+    ]
     answers = [check_same((python, native), **line, max_new_tokens=6)["output_ids"] for line in lines * 2]
     facts = native.ask(verb="cache")
     native.close()
     assert answers[:2] == answers[2:]
     assert (facts["hits"], facts["misses"], facts["entries"]) == (6, 2, 2)
-    _, tiled = python.preprocess(lines[0]["prompt"], images[:2])
+    _, tiled = python.preprocess(prompt, images[:2])
     assert facts["bytes"] == sum(python.encoder.encode(image).nbytes for image in tiled)
 
 

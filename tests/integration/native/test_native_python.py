@@ -145,11 +145,11 @@ def test_an_image_is_encoded_before_it_is_asked_about(
 ) -> None:
     question, image = samples[1]
     for runtime in ("python", "native"):
-        engine = Engine.open(example_bundle, threads=1, runtime=runtime)  # type: ignore[arg-type]
+        engine = Engine.open(example_bundle, threads=1, runtime=runtime)
         engine.prefetch(image)
         engine.generate(question, [image], max_new_tokens=1)
         assert (engine.image_cache.hits, engine.image_cache.misses) == (1, 1)
-        uncached = Engine.open(example_bundle, threads=1, runtime=runtime, image_cache_bytes=0)  # type: ignore[arg-type]
+        uncached = Engine.open(example_bundle, threads=1, runtime=runtime, image_cache_bytes=0)
         uncached.prefetch(image)
         uncached.generate(question, [image], max_new_tokens=1)
         assert uncached.image_cache.hits == 0
@@ -198,7 +198,7 @@ def test_engines_that_cannot_be_opened(named_library: Path, example_bundle: Path
     told = []
     for runtime in ("python", "native"):
         with pytest.raises(NvlmError, match="is no engine bundle") as caught:
-            Engine.open(tmp_path, runtime=runtime)  # type: ignore[arg-type]
+            Engine.open(tmp_path, runtime=runtime)
         told.append((type(caught.value), caught.value.hint))
     assert told[0] == told[1]
     with pytest.raises(UsageError, match="there is no runtime 'rust'"):
