@@ -33,7 +33,7 @@ PARTS = Path(__file__).parent.parent / "nvlm-d-tiny"
 SHARD_BYTES = 4_000_000
 PAGES_PER_STAGE = 10_000_000
 # Of the stages below, as the examples were trained.
-STEPS = {"X": (400, 1500, 1100, 1000, 1000), "H": (400, 1500, 1100, 500, 750)}
+STEPS = {"X": (400, 1500, 1100, 1000, 2000), "H": (400, 1500, 1100, 500, 750)}
 # Pages that the NVLM-D example was not trained on.
 FIRST_PAGE = 100_000_000
 
