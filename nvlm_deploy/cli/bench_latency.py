@@ -98,7 +98,10 @@ def _write(report: SampleReport, form: str, output: Path | None) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def limits(threads: int | None, as_json: bool) -> None:
-    """Measure what this machine can do at most: bytes read and operations a second."""
+    """Measure what this machine can do at most.
+
+    Bytes read from memory and operations of matrix products a second, with the threads that engines use.
+    """
     import os
 
     from nvlm_deploy.bench.limits import measure_limits
