@@ -48,7 +48,7 @@ def export_bundle(
     licence: str,
     as_json: bool,
 ) -> None:
-    """Put all that an engine of a finished run is built and verified with into one directory.
+    """Put a trained checkpoint, a calibration set and probes of its data into one directory.
 
     CONFIG and --set are those of the run. The directory has checkpoint/, calibration.yaml with its samples,
     probes/probes.jsonl and bundle.json, and the commands that take it are printed.
