@@ -11,8 +11,8 @@ from nvlm_deploy import Engine
 from nvlm_deploy.cli.main import run
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("nvlm-*-tiny"))
-# Of 24, where engines are right in 94 % of 500. Two are wrong in the worst engine where this was written; kernels
-# of another CPU may round one more away.
+# Of 24, where engines are right in 94 % of 500. Two are wrong in the worst engine where this was written;
+# kernels of another CPU may round one more away.
 MOST_WRONG = 3
 
 
