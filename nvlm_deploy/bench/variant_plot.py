@@ -59,7 +59,7 @@ def draw_training(report: TrainingReport, path: Path) -> None:
         axes.bar_label(bars, fmt="%.2f")
     axes.set_xticks(range(len(rows)), [f"NVLM-{row['variant']}" for row in rows])
     axes.set_ylabel("samples a second, NVLM-D = 1")
-    axes.set_ylim(0, 1.15 * max(max(row["x"], row["paper_x"]) for row in rows))
+    axes.set_ylim(0, 1.35 * max(max(row["x"], row["paper_x"]) for row in rows))
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
