@@ -78,8 +78,16 @@ def test_what_is_no_number_passes_no_limit(figure: float) -> None:
 
 
 def test_logits_are_held_against_their_own_limits() -> None:
-    checks = logit_checks(AnswerFigures(9, 0.02, 0.96), AnswerFigures(9, 0.01, 0.95), LIMITS)
+    checks = logit_checks(AnswerFigures(500, 0.02, 0.94), AnswerFigures(500, 0.01, 0.95), LIMITS)
     assert [check.passed for check in checks] == [False, False, True, True]
+
+
+def test_of_few_positions_as_many_may_differ_as_chance_explains() -> None:
+    passed = [
+        [check.passed for check in logit_checks(few, few, LIMITS) if "top-1" in check.name]
+        for few in (AnswerFigures(7, 0, same / 7) for same in (6, 5, 4))
+    ]
+    assert passed == [[True, True], [False, True], [False, False]]
 
 
 def test_a_row_of_few_answers_may_lose_one_and_gains_do_not_count() -> None:
