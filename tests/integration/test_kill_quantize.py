@@ -115,4 +115,6 @@ def test_kill_9_at_random_moments(
         assert times.items() >= report["finished"].items()
         resumed += not report["existed"] and len(report["finished"]) > 0
     assert resumed >= least
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    # One that was killed behind its last step, its output in place, leaves what it could not remove any more.
+    late = {f".killed-{n}.unfinished" for n, report in enumerate(reports) if report["existed"]}
+    assert not {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} - late
